@@ -1,0 +1,3 @@
+//! Relays out.
+pub mod mqtt;
+pub mod s3;

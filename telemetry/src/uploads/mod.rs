@@ -1,0 +1,1 @@
+//! Large files to S3.
