@@ -146,6 +146,9 @@ impl Committer {
         if requests.iter().all(|request| request.records.is_empty()) && checkpoints.is_none() {
             return Ok(first);
         }
+        if self.shared.skipped.swap(false, Ordering::AcqRel) {
+            self.active = None;
+        }
         let (mut segment, fresh) = self.segment_for(first)?;
         let checkpoints = if fresh { self.shared.all_checkpoints().or(checkpoints) } else { checkpoints };
         self.encode(segment, first, requests, checkpoints.as_deref());
@@ -190,9 +193,7 @@ impl Committer {
             return Ok((*segment, false));
         }
         let shared = &self.shared;
-        if !shared.files().has_spare() {
-            shared.make_spare()?;
-        }
+        shared.make_spare()?;
         let activated = shared.files().activate(first).map_err(|error| shared.io_error(&error))?;
         let Some((segment, file)) = activated else { return Err(AppendError::Closed) };
         self.at = DATA_START;
@@ -235,11 +236,9 @@ pub(super) fn prefill(shared: &Shared) {
         if shared.closing.load(Ordering::Acquire) {
             return;
         }
-        if !shared.files().has_spare() {
-            // No room is no fault here: the committer meets it again and tells the senders.
-            if let Err(error) = shared.make_spare() {
-                tracing::debug!(%error, "no spare segment for now");
-            }
+        // No room is no fault here: the committer meets it again and tells the senders.
+        if let Err(error) = shared.make_spare() {
+            tracing::debug!(%error, "no spare segment for now");
         }
     }
 }

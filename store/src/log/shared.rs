@@ -48,6 +48,10 @@ pub(super) struct Shared {
     /// Whether the segment before last was just opened, so that a spare is wanted.
     fill_wanted: Mutex<bool>,
     fill: Condvar,
+    /// Held while a spare is filled: two at once could exceed `max_bytes`.
+    filling: Mutex<()>,
+    /// Numbers were skipped: the next commit begins a segment.
+    pub skipped: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
     set_aside: Mutex<BTreeSet<u64>>,
     commits: AtomicU64,
@@ -75,6 +79,8 @@ impl Shared {
             checkpoints: Mutex::new(Checkpoints { values: scan.checkpoints, dirty: false }),
             fill_wanted: Mutex::new(false),
             fill: Condvar::new(),
+            filling: Mutex::default(),
+            skipped: AtomicBool::new(false),
             threads: Mutex::default(),
             set_aside: Mutex::default(),
             commits: AtomicU64::new(0),
@@ -101,6 +107,9 @@ impl Shared {
         self.durable.send_if_modified(|durable| {
             let behind = *durable < next;
             *durable = next.max(*durable);
+            if behind {
+                self.skipped.store(true, Ordering::Release);
+            }
             behind
         });
     }
@@ -156,8 +165,12 @@ impl Shared {
 
     // Files
 
-    /// Fills a new spare, outside the lock; `Full` where `max_bytes` forbids it.
+    /// Sees to it that there is a spare, filling a new one outside the files' lock; `Full` where `max_bytes` forbids it.
     pub fn make_spare(&self) -> Result<(), AppendError> {
+        let _alone = locked(&self.filling);
+        if self.files().has_spare() {
+            return Ok(());
+        }
         let (path, held) = {
             let mut files = self.files();
             (files.claim_spare(), files.disk_bytes())

@@ -151,6 +151,23 @@ fn dropping_the_oldest_tells_which_and_readers_pass_over_them() {
     assert_eq!(all.keys().copied().collect::<Vec<_>>(), (dropped.end..21).collect::<Vec<_>>());
 }
 
+#[test]
+fn skipped_numbers_are_never_given_out_and_count_as_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    append(&log, vec![record("a")]);
+    log.close();
+    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    log.skip_to(10);
+    assert_eq!(append(&log, vec![record("b")]), 10..11);
+    log.close();
+    let (log, recovery) = Log::open(dir.path(), options()).unwrap();
+    assert_eq!(recovery, Recovery::default());
+    let (all, missing) = read_all(&log, 1);
+    assert_eq!(all.into_keys().collect::<Vec<_>>(), [1, 10]);
+    assert_eq!(missing, std::slice::from_ref(&(2..10)));
+}
+
 /// The newest segment's file, its used length and the records in it: three commits of three records.
 fn small_log() -> (tempfile::TempDir, PathBuf, u64, Vec<Vec<u8>>) {
     let dir = tempfile::tempdir().unwrap();
