@@ -38,12 +38,12 @@ fn read_all(log: &Log, from: u64) -> (BTreeMap<u64, Vec<u8>>, Vec<Range<u64>>) {
 #[test]
 fn what_was_appended_is_read_back_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, recovery) = Log::open(dir.path(), options()).unwrap();
+    let (log, recovery) = Log::open(&dir.path().join("log"), options()).unwrap();
     assert_eq!(recovery, Recovery::default());
     assert_eq!(append(&log, vec![record("a"), record("b")]), 1..3);
     assert_eq!(append(&log, vec![record("c")]), 3..4);
     log.close();
-    let (log, recovery) = Log::open(dir.path(), options()).unwrap();
+    let (log, recovery) = Log::open(&dir.path().join("log"), options()).unwrap();
     assert_eq!(recovery, Recovery::default());
     assert_eq!(append(&log, vec![record("d")]), 4..5);
     let (all, missing) = read_all(&log, 2);
@@ -54,14 +54,14 @@ fn what_was_appended_is_read_back_after_reopening() {
 #[test]
 fn numbers_go_on_after_everything_was_drained() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     for _ in 0..40 {
         append(&log, vec![record(vec![7; 10_000]), record(random_bytes(9_000))]);
     }
     log.trim(81).unwrap();
     assert_eq!(log.stats().segments, 1);
     log.close();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     assert_eq!(append(&log, vec![record("next")]), 81..82);
     assert!(log.stats().disk_bytes <= 4 * (64 << 10), "drained segments are given back");
 }
@@ -80,7 +80,7 @@ fn random_bytes(len: usize) -> Vec<u8> {
 #[test]
 fn only_marked_blocks_are_read_when_asked() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     for n in 0..30u8 {
         append(&log, vec![Record { mark: u8::from(n % 10 == 9), body: vec![n] }]);
     }
@@ -100,7 +100,7 @@ fn only_marked_blocks_are_read_when_asked() {
 #[test]
 fn checkpoints_survive_and_begin_every_segment() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     log.checkpoint("relay", b"first".to_vec());
     append(&log, vec![record("x")]);
     log.checkpoint("relay", b"second".to_vec());
@@ -110,19 +110,19 @@ fn checkpoints_survive_and_begin_every_segment() {
     }
     log.trim(20).unwrap();
     log.close();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     assert_eq!(log.checkpointed("relay").as_deref(), Some(&b"second"[..]));
     log.forget_checkpoint("relay");
     runtime().block_on(log.sync_checkpoints()).unwrap();
     log.close();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     assert_eq!(log.checkpointed("relay"), None);
 }
 
 #[test]
 fn a_full_log_refuses_and_takes_again_after_a_trim() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), Options { max_bytes: 256 << 10, ..options() }).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), Options { max_bytes: 256 << 10, ..options() }).unwrap();
     let runtime = runtime();
     let mut accepted = 0;
     let refused = loop {
@@ -141,7 +141,7 @@ fn a_full_log_refuses_and_takes_again_after_a_trim() {
 #[test]
 fn dropping_the_oldest_tells_which_and_readers_pass_over_them() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     for _ in 0..20 {
         append(&log, vec![record(random_bytes(20_000))]);
     }
@@ -154,14 +154,14 @@ fn dropping_the_oldest_tells_which_and_readers_pass_over_them() {
 #[test]
 fn skipped_numbers_are_never_given_out_and_count_as_missing() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     append(&log, vec![record("a")]);
     log.close();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     log.skip_to(10);
     assert_eq!(append(&log, vec![record("b")]), 10..11);
     log.close();
-    let (log, recovery) = Log::open(dir.path(), options()).unwrap();
+    let (log, recovery) = Log::open(&dir.path().join("log"), options()).unwrap();
     assert_eq!(recovery, Recovery::default());
     let (all, missing) = read_all(&log, 1);
     assert_eq!(all.into_keys().collect::<Vec<_>>(), [1, 10]);
@@ -255,7 +255,7 @@ fn damage_in_a_sealed_segment_is_met_while_reading() {
 #[test]
 fn concurrent_writers_share_commits_and_each_gets_its_own_numbers() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
     runtime().block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
         for writer in 0..50u32 {
@@ -302,7 +302,7 @@ proptest! {
     #[test]
     fn behaves_as_a_list_that_forgets_from_the_front(steps in prop::collection::vec(step(), 1..40)) {
         let dir = tempfile::tempdir().unwrap();
-        let (mut log, _) = Log::open(dir.path(), options()).unwrap();
+        let (mut log, _) = Log::open(&dir.path().join("log"), options()).unwrap();
         let (mut model, mut next, mut kept, mut trimmed) = (BTreeMap::new(), 1u64, None, 1u64);
         for step in steps {
             match step {
@@ -324,7 +324,7 @@ proptest! {
                 }
                 Step::Reopen => {
                     log.close();
-                    let (again, recovery) = Log::open(dir.path(), options()).unwrap();
+                    let (again, recovery) = Log::open(&dir.path().join("log"), options()).unwrap();
                     prop_assert_eq!(recovery, Recovery::default());
                     log = again;
                 }
