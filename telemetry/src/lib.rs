@@ -5,6 +5,7 @@
 
 pub mod decode;
 pub mod ingest;
+pub mod mqtt;
 pub mod outbox;
 pub mod reading;
 pub mod router;

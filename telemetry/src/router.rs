@@ -206,6 +206,14 @@ impl Router {
         session.map(|session| session.take_queued(most)).unwrap_or_default()
     }
 
+    /// Puts a message back behind what waits for a client: its window is full.
+    pub fn requeue(&self, client: &str, link_id: u64, delivery: Delivery) {
+        let mut inner = self.inner();
+        if let Some(session) = inner.sessions.get_mut(client).filter(|session| session.is_linked(link_id)) {
+            session.enqueue(delivery, &self.0.dropped);
+        }
+    }
+
     /// Disconnects a client: what it had not acknowledged goes back to the front of its queue, if its session lives on.
     pub fn detach(&self, client: &str, link_id: u64, expiry: Option<Duration>, unacked: Vec<Delivery>, inbound: HashSet<u16>) {
         let mut inner = self.inner();

@@ -132,7 +132,7 @@ impl Session {
         self.enqueue(delivery, dropped);
     }
 
-    fn enqueue(&mut self, delivery: Delivery, dropped: &Counter) {
+    pub fn enqueue(&mut self, delivery: Delivery, dropped: &Counter) {
         self.queued_bytes += delivery.message.payload.len();
         self.queue.push_back(delivery);
         self.unsaved |= self.link.is_none();
