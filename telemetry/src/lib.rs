@@ -4,6 +4,7 @@
 //! the `outbox` (durable) and then to local subscribers (`router`); the `relay`s read the outbox, each at its own pace.
 
 pub mod decode;
+pub mod http;
 pub mod ingest;
 pub mod mqtt;
 pub mod outbox;

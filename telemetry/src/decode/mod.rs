@@ -1,17 +1,141 @@
-//! Payloads that can be read as measurements become rows.
+//! Payloads that can be read as measurements become rows: `SenML` (RFC 8428, JSON and CBOR), flat JSON objects, plain
+//! numbers and truth values. Everything else is kept as bytes; nothing is refused for its form.
+//!
+//! Pure functions of hostile bytes: bounded, no panic.
+
+pub mod cbor;
+mod senml;
+
+use serde_json::Value as Json;
+
+pub use senml::senml;
+
+/// Payloads over this are kept as bytes.
+const MAX_PAYLOAD: usize = 256 << 10;
+/// Most measurements of one payload.
+const MAX_MEASUREMENTS: usize = 10_000;
+
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value { /// Number.
-    Number(f64), /// Text.
-    Text(String), /// Truth.
-    Bool(bool), /// Bytes (SenML `vd`).
-    Data(Vec<u8>) }
+pub enum Value {
+    /// Number.
+    Number(f64),
+    /// Text.
+    Text(String),
+    /// Truth.
+    Bool(bool),
+    /// Bytes (`vd` of `SenML`).
+    Data(Vec<u8>),
+}
+
 /// One measurement of a payload.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Measurement { /// Name; empty for a plain number.
-    pub name: String, /// Value; `None` for a SenML record that carries only a sum or nothing.
-    pub value: Option<Value>, /// Unit.
-    pub unit: Option<String>, /// The measurement's own absolute time (SenML `t`), µs since 1970; relative times are resolved against `received_us`.
-    pub time_us: Option<i64> }
-/// The measurements of `payload`, at most 10,000; empty where it cannot be read as measurements (it is kept as bytes then).
-pub fn measurements(_payload: &[u8], _received_us: i64) -> Vec<Measurement> { todo!() }
+pub struct Measurement {
+    /// Name; empty for a plain number.
+    pub name: String,
+    /// Value; `None` for a `SenML` record that carries only a sum.
+    pub value: Option<Value>,
+    /// Unit.
+    pub unit: Option<String>,
+    /// The measurement's own time, µs since 1970.
+    pub time_us: Option<i64>,
+}
+
+impl Measurement {
+    fn of(name: &str, value: Value) -> Self {
+        Self { name: name.to_owned(), value: Some(value), unit: None, time_us: None }
+    }
+}
+
+/// The measurements of `payload`, at most 10,000; empty where it cannot be read as measurements. `received_us` is what
+/// relative times of `SenML` count from.
+pub fn measurements(payload: &[u8], received_us: i64) -> Vec<Measurement> {
+    let text = payload.trim_ascii();
+    if text.len() > MAX_PAYLOAD {
+        return Vec::new();
+    }
+    match text.first() {
+        Some(b'[' | 0x80..=0x9b) => senml(text, received_us).unwrap_or_default(),
+        Some(b'{') => flat(text).unwrap_or_default(),
+        Some(_) => plain(text).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// A flat JSON object: one measurement for each key; objects inside count one level, as `outer.inner`.
+fn flat(text: &[u8]) -> Option<Vec<Measurement>> {
+    let Json::Object(object) = serde_json::from_slice(text).ok()? else { return None };
+    let mut all = Vec::new();
+    for (name, value) in object {
+        match value {
+            Json::Object(inner) => {
+                let inner = inner.into_iter().filter_map(|(key, value)| scalar(&format!("{name}.{key}"), value));
+                all.extend(inner);
+            }
+            value => all.extend(scalar(&name, value)),
+        }
+    }
+    all.truncate(MAX_MEASUREMENTS);
+    Some(all)
+}
+
+fn scalar(name: &str, value: Json) -> Option<Measurement> {
+    let value = match value {
+        Json::Number(number) => Value::Number(number.as_f64()?),
+        Json::String(text) => Value::Text(text),
+        Json::Bool(truth) => Value::Bool(truth),
+        Json::Null | Json::Array(_) | Json::Object(_) => return None,
+    };
+    Some(Measurement::of(name, value))
+}
+
+fn plain(text: &[u8]) -> Option<Measurement> {
+    let value = match text {
+        b"true" => Value::Bool(true),
+        b"false" => Value::Bool(false),
+        _ if text.len() <= 64 && text.iter().any(u8::is_ascii_digit) => {
+            Value::Number(std::str::from_utf8(text).ok()?.parse().ok().filter(|number: &f64| number.is_finite())?)
+        }
+        _ => return None,
+    };
+    Some(Measurement::of("", value))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_becomes_rows_and_what_stays_bytes() {
+        #[track_caller]
+        fn check(payload: &str, want: &[(&str, Value)]) {
+            let got: Vec<_> = measurements(payload.as_bytes(), 0).into_iter().map(|it| (it.name, it.value)).collect();
+            let want: Vec<_> = want.iter().map(|(name, value)| ((*name).to_owned(), Some(value.clone()))).collect();
+            assert_eq!(got, want, "{payload}");
+        }
+        check("21.5", &[("", Value::Number(21.5))]);
+        check(" -3e2\n", &[("", Value::Number(-300.0))]);
+        check("true", &[("", Value::Bool(true))]);
+        check("hello 1", &[]);
+        check("nan", &[]);
+        check("1e999", &[]);
+        check("", &[]);
+        check("{\"t\": 1, \"ok\": false, \"s\": \"x\", \"n\": null, \"a\": [1], \"in\": {\"d\": 2}}", &[
+            ("t", Value::Number(1.0)),
+            ("ok", Value::Bool(false)),
+            ("s", Value::Text("x".into())),
+            ("in.d", Value::Number(2.0)),
+        ]);
+        check("{\"t\": 1", &[]);
+        check("[1, 2]", &[]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>, received: i64) {
+            let _ = measurements(&bytes, received);
+        }
+    }
+}
