@@ -1,1 +1,46 @@
-fn main() {}
+//! `edge-agent`: carries sensor data from a board to a core.
+//!
+//! Arguments, signals, exit codes; everything else is in the modules. Exit codes: 0 done, 1 failed, 2 wrong usage or
+//! configuration, 3 degraded (`status`, `doctor`).
+
+mod app;
+mod cli;
+mod config;
+mod control;
+mod doctor;
+mod http;
+mod page;
+mod readings;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+// musl's own allocator takes one lock for all threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // One provider for every part of the program that speaks TLS; a second install cannot happen here.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = cli::Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .thread_stack_size(512 << 10)
+        .thread_name("agent")
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(cli.run()),
+        Err(error) => Err(anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            cli::print_error(&error);
+            ExitCode::from(if error.is::<config::ConfigError>() { 2 } else { 1 })
+        }
+    }
+}

@@ -62,7 +62,7 @@ pub fn measurements(payload: &[u8], received_us: i64) -> Vec<Measurement> {
     }
 }
 
-/// A flat JSON object: one measurement for each key; objects inside count one level, as `outer.inner`.
+/// A flat JSON object: one measurement for each key, in order of their names; objects inside count one level, as `outer.inner`.
 fn flat(text: &[u8]) -> Option<Vec<Measurement>> {
     let Json::Object(object) = serde_json::from_slice(text).ok()? else { return None };
     let mut all = Vec::new();
@@ -123,10 +123,10 @@ mod tests {
         check("1e999", &[]);
         check("", &[]);
         check("{\"t\": 1, \"ok\": false, \"s\": \"x\", \"n\": null, \"a\": [1], \"in\": {\"d\": 2}}", &[
-            ("t", Value::Number(1.0)),
+            ("in.d", Value::Number(2.0)),
             ("ok", Value::Bool(false)),
             ("s", Value::Text("x".into())),
-            ("in.d", Value::Number(2.0)),
+            ("t", Value::Number(1.0)),
         ]);
         check("{\"t\": 1", &[]);
         check("[1, 2]", &[]);

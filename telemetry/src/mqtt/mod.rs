@@ -9,7 +9,7 @@ pub mod auth;
 pub mod check;
 mod connection;
 mod metrics;
-pub mod packet;
+mod packet;
 mod window;
 
 use std::{

@@ -1,0 +1,124 @@
+//! The only place where rooms are built and handed to each other.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use board::{clock::Clock, identity::Identity, metrics::Metrics, tasks::Supervisor};
+use store::{lock::Lock, state::State};
+use telemetry::{ingest::Ingest, mqtt, outbox::Outbox, router::Router};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    control,
+    http::{self, HttpServer},
+    status::Board,
+};
+
+/// How long a starting agent waits for a command to let go of the store.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long services have to finish what they have begun.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A built agent, not yet running.
+pub struct App {
+    supervisor: Supervisor,
+    outbox: Outbox,
+    state: State,
+    /// What it says about itself at start.
+    pub greeting: Vec<String>,
+    _lock: Lock,
+}
+
+/// What the store's opening gives, before anything serves.
+struct Opened {
+    lock: Lock,
+    clock: Clock,
+    outbox: Outbox,
+    state: State,
+    mended: Vec<String>,
+}
+
+fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Opened> {
+    let data = &config.data_dir;
+    board::durable::create_dir_all(data, 0o700)
+        .with_context(|| format!("cannot create the data directory {}: choose another with --data-dir", data.display()))?;
+    let lock = Lock::take(data, LOCK_PATIENCE)?;
+    let identity = Identity::open(&data.join("identity")).context("cannot open the board's identity")?;
+    let clock = Clock::system(&identity).context("cannot read the board's clock")?;
+    let (state, state_recovery) = State::open(&data.join("state"))?;
+    let (outbox, log_recovery) =
+        Outbox::open(&data.join("log"), identity.epoch(), config.outbox.clone(), clock.clone(), metrics)?;
+    let mut mended = Vec::new();
+    if let Some(aside) = state_recovery.set_aside {
+        mended.push(format!("the state database was damaged; it is in {} and a new one was begun", aside.display()));
+    }
+    if !log_recovery.lost.is_empty() {
+        mended.push(format!("part of the log was damaged; readings {:?} are lost", log_recovery.lost));
+    }
+    Ok(Opened { lock, clock, outbox, state, mended })
+}
+
+impl App {
+    /// Opens the store and binds every socket, so that what is wrong shows now.
+    pub async fn build(config: &Config) -> anyhow::Result<Self> {
+        let metrics = Metrics::new();
+        let (for_store, store_metrics) = (config.clone(), metrics.clone());
+        let opened = tokio::task::spawn_blocking(move || open_store(&for_store, &store_metrics)).await??;
+        let Opened { lock, clock, outbox, state, mended } = opened;
+        outbox.forget_relays_except(&[]);
+        let router = Router::new(&metrics);
+        let (loading, from) = (router.clone(), state.clone());
+        tokio::task::spawn_blocking(move || loading.load(&from)).await?;
+        let ingest = Ingest { outbox: outbox.clone(), router: router.clone() };
+        let listener = mqtt::Listener::bind(config.mqtt.clone(), ingest.clone(), state.clone(), &metrics).await?;
+        let mut supervisor = Supervisor::new();
+        let board = Arc::new(Board {
+            name: config.name.clone(),
+            data_dir: config.data_dir.clone(),
+            health: supervisor.health(),
+            outbox: outbox.clone(),
+            state: state.clone(),
+            started: std::time::Instant::now(),
+            mended,
+        });
+        board.register(&metrics);
+        let mut greeting = vec![
+            format!("MQTT      {}", listener.local_addrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+            format!("data      {}", config.data_dir.display()),
+        ];
+        let control = control::Server::bind(&config.socket(), ingest.clone(), board.clone())?;
+        if let Some(address) = config.http_listen {
+            let routes = http::routes(&ingest, &config.http, &metrics, board.clone());
+            let server = HttpServer::bind(address, routes).await?;
+            greeting.insert(1, format!("HTTP      http://{}/", server.local_addr()));
+            supervisor.service("http", move |context| server.clone().run(context));
+        }
+        // Sources stop first, the outbox last: what was accepted is stored and acknowledged.
+        let keeper = outbox.clone();
+        supervisor.service("outbox", move |context| keeper.clone().run(context));
+        supervisor.service("clock", move |context| clock.clone().run(context));
+        let saved = state.clone();
+        supervisor.service("sessions", move |context| router.clone().run(saved.clone(), context));
+        supervisor.service("control", move |context| control.clone().run(context));
+        supervisor.service("mqtt", move |context| listener.clone().run(context));
+        Ok(Self { supervisor, outbox, state, greeting, _lock: lock })
+    }
+
+    /// Serves until `stop` is cancelled; then everything that was accepted is on disk.
+    pub async fn run(self, stop: CancellationToken) {
+        self.supervisor.run(stop, GRACE).await;
+        let closed = tokio::task::spawn_blocking(move || {
+            self.outbox.close();
+            self.state.close();
+        });
+        if let Err(error) = closed.await {
+            tracing::error!(%error, "closing the store panicked");
+        }
+    }
+}
+
+/// Whether another process uses this data directory now.
+pub fn is_in_use(data_dir: &Path) -> bool {
+    data_dir.join("lock").exists() && Lock::take(data_dir, Duration::ZERO).is_err()
+}

@@ -1,0 +1,125 @@
+//! The command line.
+
+mod run;
+mod show;
+mod telemetry;
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Loaded, Sources, raw::LogFormat};
+
+/// Carries sensor data from a board to a core: a reading once acknowledged is never lost.
+#[derive(Debug, Parser)]
+#[command(name = "edge-agent", version, disable_version_flag = true, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    /// Print the version.
+    #[arg(long, short = 'V')]
+    version: bool,
+    /// Machine-readable output: one JSON object a line.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXAMPLES: &str = "Examples:
+  edge-agent run                                     start; with no configuration: everything embedded
+  mosquitto_pub -q 1 -t lab/temperature -m 21.5      a reading; acknowledged means on disk
+  edge-agent telemetry query --since 10m --json      what the board holds
+  edge-agent status                                  exit 0 healthy, 3 degraded
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 degraded.";
+
+/// May stand anywhere on the command line.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Configuration file [default: /etc/edge-agent/config.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where everything lasting is [default: /var/lib/edge-agent]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where sockets are [default: /run/edge-agent]
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// How log lines look
+    #[arg(long, global = true, value_enum)]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the agent; with no configuration: standalone, everything embedded
+    Run,
+    /// What is running and what waits; exit 0 healthy, 3 degraded
+    #[command(after_help = "Examples:\n  edge-agent status\n  edge-agent status --watch\n  edge-agent status --json | jq .outbox")]
+    Status {
+        /// Show it again every two seconds
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Check kernel, disk, clock, network and certificates; says how to mend each
+    Doctor,
+    /// Readings: put, query, tail, export, stats
+    #[command(subcommand)]
+    Telemetry(telemetry::Command),
+    /// The configuration in force
+    #[command(subcommand)]
+    Config(show::ConfigCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  edge-agent completions bash > /etc/bash_completion.d/edge-agent")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        if self.version {
+            return show::version(self.json);
+        }
+        let Some(command) = self.command else {
+            out(Self::command().render_help().ansi());
+            return Ok(ExitCode::from(2));
+        };
+        let sources = Sources {
+            file: self.global.config,
+            data_dir: self.global.data_dir,
+            run_dir: self.global.run_dir,
+            log_format: self.global.log_format,
+        };
+        if let Command::Completions { shell } = command {
+            clap_complete::generate(shell, &mut Self::command(), "edge-agent", &mut std::io::stdout());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let Loaded { config, figment, file } = sources.load()?;
+        match command {
+            Command::Run => run::run(config, file).await,
+            Command::Status { watch } => show::status(&config, self.json, watch).await,
+            Command::Doctor => crate::doctor::run(&config, self.json).await,
+            Command::Telemetry(command) => command.run(&config, self.json).await,
+            Command::Config(command) => show::config(&command, &figment, file.as_deref(), self.json),
+            Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// Prints a line on standard output; a reader that went away (`| head`) ends the program quietly.
+pub fn out(line: impl std::fmt::Display) {
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Prints an error with its causes, each once, on one line.
+pub fn print_error(error: &anyhow::Error) {
+    let text = board::tasks::chain(error.as_ref());
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(std::io::stderr(), "edge-agent: {text}");
+}

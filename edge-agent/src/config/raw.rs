@@ -1,0 +1,155 @@
+//! The configuration as it is written: sections and keys, every one with a default.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use telemetry::outbox::OnFull;
+
+use super::units::{Size, Span};
+
+/// The whole file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    /// The agent itself.
+    pub agent: Agent,
+    /// The MQTT listener.
+    pub mqtt: Mqtt,
+    /// Status page, metrics and readings by HTTP.
+    pub http: Http,
+    /// What is kept until relayed.
+    pub outbox: Outbox,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[agent]`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agent {
+    /// Name of the board; the host name where it is not set.
+    pub name: Option<String>,
+    /// Where everything lasting is.
+    pub data_dir: Option<PathBuf>,
+    /// Where sockets are.
+    pub run_dir: Option<PathBuf>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// `[mqtt]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mqtt {
+    /// Plain addresses.
+    pub listen: Vec<String>,
+    /// TLS addresses.
+    pub listen_tls: Vec<String>,
+    /// PEM chain of the server.
+    pub tls_cert: Option<PathBuf>,
+    /// PEM key of the server.
+    pub tls_key: Option<PathBuf>,
+    /// PEM; client certificates of this CA are let in.
+    pub client_ca: Option<PathBuf>,
+    /// Who may connect by name.
+    pub users: BTreeMap<String, User>,
+    /// Largest packet.
+    pub max_packet: Size,
+    /// Connections at the same time.
+    pub max_connections: usize,
+    /// Longest life of an absent client's session.
+    pub max_session: Span,
+}
+
+impl Default for Mqtt {
+    fn default() -> Self {
+        Self {
+            listen: vec!["127.0.0.1:1883".into()],
+            listen_tls: Vec::new(),
+            tls_cert: None,
+            tls_key: None,
+            client_ca: None,
+            users: BTreeMap::new(),
+            max_packet: Size(256 << 10),
+            max_connections: 256,
+            max_session: Span(Duration::from_secs(7 * 86_400)),
+        }
+    }
+}
+
+/// `[mqtt.users.NAME]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// The password, or `pbkdf2-sha256$ROUNDS$SALT$HASH`.
+    pub password: Option<String>,
+    /// Filters of topics that may be published to.
+    #[serde(default = "everything")]
+    pub publish: Vec<String>,
+    /// Filters that may be subscribed to.
+    #[serde(default = "everything")]
+    pub subscribe: Vec<String>,
+}
+
+fn everything() -> Vec<String> {
+    vec!["#".into()]
+}
+
+/// `[http]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// The address; empty switches it off.
+    pub listen: String,
+    /// Bearer tokens for readings; needed off loopback.
+    pub tokens: Vec<String>,
+    /// Largest body.
+    pub max_body: Size,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9250".into(), tokens: Vec::new(), max_body: Size(1 << 20) }
+    }
+}
+
+/// `[outbox]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outbox {
+    /// Bytes on disk.
+    pub max_bytes: Size,
+    /// Older readings go even if they were not relayed.
+    pub max_age: Option<Span>,
+    /// What happens when it is full.
+    pub on_full: OnFull,
+    /// Longest wait of a reading for company before its flush.
+    pub linger: Span,
+    /// What is kept.
+    pub topics: Vec<String>,
+    /// What overtakes the rest.
+    pub urgent: Vec<String>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        let it = telemetry::outbox::Options::default();
+        Self {
+            max_bytes: Size(it.max_bytes),
+            max_age: None,
+            on_full: it.on_full,
+            linger: Span(it.linger),
+            topics: it.topics,
+            urgent: it.urgent,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Configuration files, right and wrong.
+
+use super::*;
+
+fn load(text: &str) -> Result<Loaded, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, text).unwrap();
+    Sources { file: Some(file), ..Sources::default() }.load()
+}
+
+#[track_caller]
+fn refused(text: &str, words: &[&str]) {
+    let error = load(text).err().expect("this configuration is wrong").to_string();
+    for word in words {
+        assert!(error.contains(word), "{error:?} does not say {word:?}");
+    }
+}
+
+#[test]
+fn an_empty_file_is_valid() {
+    let config = load("").unwrap().config;
+    assert_eq!(config.mqtt.listen, ["127.0.0.1:1883".parse().unwrap()]);
+    assert_eq!(config.http_listen, Some("127.0.0.1:9250".parse().unwrap()));
+}
+
+#[test]
+fn mistakes_name_the_line_the_key_and_the_remedy() {
+    refused("[mqtt]\n\nlisten_tsl = []", &["config.toml:3", "mqtt.listen_tsl", "did you mean `listen_tls`"]);
+    refused("[outbocks]\nx = 1", &["outbocks", "did you mean `outbox`"]);
+    refused("[outbox]\nlinger = \"5 weeks\"", &["config.toml:2", "outbox.linger", "20ms"]);
+    refused("[outbox]\nmax_bytes = \"1MiB\"", &["config.toml:2", "outbox.max_bytes", "32MiB"]);
+    refused("[outbox]\non_full = \"explode\"", &["config.toml:2", "outbox.on_full", "drop-oldest"]);
+    refused("[mqtt]\nlisten = [\"0.0.0.0:1883\"]", &["config.toml:2", "mqtt.users"]);
+    refused("[mqtt]\nlisten = [\"here\"]", &["mqtt.listen", "127.0.0.1:1883"]);
+    refused("[http]\nlisten = \"0.0.0.0:80\"", &["http.tokens"]);
+    refused("[mqtt\n", &["config.toml:1"]);
+    refused("[outbox]\ntopics = [\"a/#/b\"]", &["outbox.topics"]);
+    refused("[mqtt.users.ann]\npassword = \"pbkdf2-sha256$x\"", &["mqtt.users.ann.password"]);
+    refused("[agent]\nname = \"two words\"", &["agent.name"]);
+}
+
+#[test]
+fn every_key_shows_its_origin_and_no_secret() {
+    let loaded = load("[outbox]\nlinger = \"1s\"\n[mqtt.users.ann]\npassword = \"hush\"").unwrap();
+    let all = entries(&loaded.figment);
+    let entry = |key: &str| all.iter().find(|entry| entry.key == key).unwrap_or_else(|| panic!("{key} in {all:#?}"));
+    assert!(entry("outbox.linger").from.ends_with("config.toml"));
+    assert_eq!(entry("outbox.max_bytes").from, "default");
+    assert_eq!(entry("mqtt.users.ann.password").value, "***");
+}
+
+#[test]
+fn the_example_is_valid_and_so_are_its_commented_keys() {
+    let text = include_str!("../../../images/config.example.toml");
+    let uncommented: String = text.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
+    for text in [text, &uncommented] {
+        if let Err(error) = load(text) {
+            // The files that the example names are not on this machine.
+            assert!(error.to_string().contains("does not exist"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! `agent.sock`: how commands speak to the running agent. HTTP/1.1 under `/v1/`, JSON or NDJSON.
+
+mod client;
+mod server;
+
+pub use client::{Client, ClientError};
+pub use server::Server;
