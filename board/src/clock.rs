@@ -217,7 +217,11 @@ impl Clock {
                 self.save_off_runtime().await?;
                 saved = Some(tokio::time::Instant::now());
             }
-            context.healthy(if trusted { "the time is known" } else { "the time is not known yet; readings are marked" });
+            context.healthy(if trusted {
+                "the time is known"
+            } else {
+                "the time is not known yet; readings are marked"
+            });
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = context.stop.cancelled() => break,

@@ -189,7 +189,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let pem = durable::read(path, MAX_FILE).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| unusable(path, "holds no private key in PEM (PKCS#8, SEC1 or PKCS#1)"))
+    PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|_| unusable(path, "holds no private key in PEM (PKCS#8, SEC1 or PKCS#1)"))
 }
 
 fn not_expired(path: &Path, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
@@ -199,7 +200,11 @@ fn not_expired(path: &Path, chain: &[CertificateDer<'_>]) -> Result<(), TlsError
     let now = x509_parser::time::ASN1Time::now();
     let until = certificate.validity().not_after;
     // A clock before the certificate's beginning is the clock's fault: the server decides.
-    if until < now { Err(unusable(path, format!("expired on {until}: put a renewed certificate there"))) } else { Ok(()) }
+    if until < now {
+        Err(unusable(path, format!("expired on {until}: put a renewed certificate there")))
+    } else {
+        Ok(())
+    }
 }
 
 /// When the first certificate of a PEM file runs out, seconds since 1970.

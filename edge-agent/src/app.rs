@@ -41,8 +41,9 @@ struct Opened {
 
 fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Opened> {
     let data = &config.data_dir;
-    board::durable::create_dir_all(data, 0o700)
-        .with_context(|| format!("cannot create the data directory {}: choose another with --data-dir", data.display()))?;
+    board::durable::create_dir_all(data, 0o700).with_context(|| {
+        format!("cannot create the data directory {}: choose another with --data-dir", data.display())
+    })?;
     let lock = Lock::take(data, LOCK_PATIENCE)?;
     let identity = Identity::open(&data.join("identity")).context("cannot open the board's identity")?;
     let clock = Clock::system(&identity).context("cannot read the board's clock")?;
@@ -84,7 +85,10 @@ impl App {
         });
         board.register(&metrics);
         let mut greeting = vec![
-            format!("MQTT      {}", listener.local_addrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+            format!(
+                "MQTT      {}",
+                listener.local_addrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            ),
             format!("data      {}", config.data_dir.display()),
         ];
         let control = control::Server::bind(&config.socket(), ingest.clone(), board.clone())?;

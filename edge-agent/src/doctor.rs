@@ -40,7 +40,8 @@ pub async fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn checks(config: &Config) -> Vec<Check> {
-    let mut all = vec![kernel(), cgroups(), disk(&config.data_dir), clock(&config.data_dir), data_dir(&config.data_dir)];
+    let mut all =
+        vec![kernel(), cgroups(), disk(&config.data_dir), clock(&config.data_dir), data_dir(&config.data_dir)];
     if let Some(files) = &config.mqtt.tls {
         all.push(certificate("mqtt.tls_cert", &files.cert_file));
     }
@@ -64,7 +65,8 @@ fn disk(data: &Path) -> Check {
     let existing = data.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     match sys::disk(existing) {
         Ok(disk) => {
-            let found = format!("{} MB of {} MB free for {}", disk.free / 1_000_000, disk.total / 1_000_000, data.display());
+            let found =
+                format!("{} MB of {} MB free for {}", disk.free / 1_000_000, disk.total / 1_000_000, data.display());
             check("disk", disk.free > 100_000_000, found, "free at least 100 MB, or choose another --data-dir")
         }
         Err(error) => check("disk", false, error.to_string(), "choose another --data-dir"),
@@ -74,7 +76,11 @@ fn disk(data: &Path) -> Check {
 fn clock(data: &Path) -> Check {
     let clock = Clock::peek(&data.join("identity"));
     let trusted = clock.look();
-    let found = if trusted { "the time is known" } else { "nobody vouches for the time: readings are marked, and corrected later" };
+    let found = if trusted {
+        "the time is known"
+    } else {
+        "nobody vouches for the time: readings are marked, and corrected later"
+    };
     check("clock", trusted, found, "start an NTP client (systemd-timesyncd, chrony), or fit a battery-backed clock")
 }
 
@@ -93,7 +99,12 @@ fn certificate(name: &'static str, path: &Path) -> Check {
     match tls::expires_at(path) {
         Ok(at) => {
             let days = (at - i64::try_from(now).unwrap_or(0)) / 86_400;
-            check(name, days > 7, format!("{} runs out in {days} days", path.display()), "put a renewed certificate there")
+            check(
+                name,
+                days > 7,
+                format!("{} runs out in {days} days", path.display()),
+                "put a renewed certificate there",
+            )
         }
         Err(error) => check(name, false, error.to_string(), "put a PEM certificate there"),
     }

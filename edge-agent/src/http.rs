@@ -41,7 +41,8 @@ fn open_metrics(metrics: &Metrics) -> Response {
 
 /// Ready once the sources accept readings.
 async fn ready(State(board): State<Arc<Board>>) -> Response {
-    let starting: Vec<_> = board.health.snapshot().into_iter().filter(|it| it.state == board::tasks::State::Starting).collect();
+    let starting: Vec<_> =
+        board.health.snapshot().into_iter().filter(|it| it.state == board::tasks::State::Starting).collect();
     if starting.is_empty() {
         return "ok".into_response();
     }
@@ -103,7 +104,9 @@ impl HttpServer {
             });
         }
         // A request in flight may finish within the supervisor's grace; keep-alive connections just go.
-        let _ = tokio::time::timeout(Duration::from_secs(2), async { while connections.join_next().await.is_some() {} }).await;
+        let _ =
+            tokio::time::timeout(Duration::from_secs(2), async { while connections.join_next().await.is_some() {} })
+                .await;
         Ok(())
     }
 }

@@ -92,7 +92,8 @@ fn printable(text: &str) -> String {
 
 /// RFC 3339 in UTC with µs.
 pub fn rfc3339(time_us: i64) -> String {
-    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(time_us) * 1000);
     time.ok().and_then(|time| time.format(format).ok()).unwrap_or_else(|| format!("{time_us}us"))
 }

@@ -84,7 +84,8 @@ impl Board {
         let blobs = self.state.blobs();
         let mut mended = self.mended.clone();
         if stats.damaged > 0 {
-            mended.push(format!("{} readings of the log are damaged; the rest is kept (see set-aside/)", stats.damaged));
+            mended
+                .push(format!("{} readings of the log are damaged; the rest is kept (see set-aside/)", stats.damaged));
         }
         if blobs > 0 {
             mended.push(format!("the state database holds {blobs} unsynced blobs; please report this"));

@@ -158,7 +158,10 @@ fn split(topic: String, headers: &HeaderMap, body: Bytes) -> Result<Vec<NewReadi
             let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
             let payloads: Vec<_> = lines.take(MAX_LINES + 1).map(|line| body.slice_ref(line)).collect();
             if payloads.is_empty() || payloads.len() > MAX_LINES {
-                return Err(bad("the body has no line, or more than 10000", "send up to 10000 lines, one reading each"));
+                return Err(bad(
+                    "the body has no line, or more than 10000",
+                    "send up to 10000 lines, one reading each",
+                ));
             }
             Ok(payloads.into_iter().map(|payload| NewReading { topic: topic.clone(), payload }).collect())
         }

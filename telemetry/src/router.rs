@@ -215,7 +215,14 @@ impl Router {
     }
 
     /// Disconnects a client: what it had not acknowledged goes back to the front of its queue, if its session lives on.
-    pub fn detach(&self, client: &str, link_id: u64, expiry: Option<Duration>, unacked: Vec<Delivery>, inbound: HashSet<u16>) {
+    pub fn detach(
+        &self,
+        client: &str,
+        link_id: u64,
+        expiry: Option<Duration>,
+        unacked: Vec<Delivery>,
+        inbound: HashSet<u16>,
+    ) {
         let mut inner = self.inner();
         let Some(session) = inner.sessions.get_mut(client).filter(|session| session.is_linked(link_id)) else { return };
         let expiry = expiry.unwrap_or(session.expiry);
@@ -230,7 +237,12 @@ impl Router {
     }
 
     /// Subscribes; returns the retained messages to deliver at once, in the order of the subscriptions.
-    pub fn subscribe(&self, client: &str, subscription: Subscription, retained: Retained) -> Result<Vec<Delivery>, SessionError> {
+    pub fn subscribe(
+        &self,
+        client: &str,
+        subscription: Subscription,
+        retained: Retained,
+    ) -> Result<Vec<Delivery>, SessionError> {
         let mut inner = self.inner();
         let inner = &mut *inner;
         let Some(session) = inner.sessions.get_mut(client) else { return Ok(Vec::new()) };

@@ -1,1 +1,51 @@
-fn main() {}
+//! The developer's commands: `cargo xtask demo|test|dist|tidy|setup`.
+
+mod dist;
+mod setup;
+mod steps;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The developer's commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole path of a reading in a temporary folder, with sample sensors
+    Demo,
+    /// Everything the project promises, against real servers; what CI runs
+    Test {
+        /// Only the tests whose name contains this
+        #[arg(long)]
+        only: Option<String>,
+        /// Rounds of the crash and power-cut tests
+        #[arg(long)]
+        rounds: Option<u32>,
+    },
+    /// Static binaries in `target/dist`
+    Dist {
+        /// `aarch64`, `x86_64` or `all`
+        #[arg(long, default_value = "all")]
+        target: String,
+    },
+    /// Check the map in ARCHITECTURE.md and the rules of the tree
+    Tidy,
+    /// Install what the tests need
+    Setup,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Demo => steps::cargo(&["run", "--package", "edge-agent", "--", "demo"], &[]),
+        Command::Test { only, rounds } => steps::test(only.as_deref(), rounds),
+        Command::Dist { target } => dist::run(&target),
+        Command::Tidy => tidy::run(),
+        Command::Setup => setup::run().map(drop),
+    }
+}

@@ -56,7 +56,9 @@ enum Command {
     /// Start the agent; with no configuration: standalone, everything embedded
     Run,
     /// What is running and what waits; exit 0 healthy, 3 degraded
-    #[command(after_help = "Examples:\n  edge-agent status\n  edge-agent status --watch\n  edge-agent status --json | jq .outbox")]
+    #[command(
+        after_help = "Examples:\n  edge-agent status\n  edge-agent status --watch\n  edge-agent status --json | jq .outbox"
+    )]
     Status {
         /// Show it again every two seconds
         #[arg(long)]

@@ -1,10 +1,6 @@
 //! `edge-agent telemetry …`: through the running agent, or on the store where none runs.
 
-use std::{
-    io::Read,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::Read, path::PathBuf, process::ExitCode};
 
 use ::telemetry::{
     outbox::{Outbox, query, query::Query},
@@ -27,7 +23,9 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Store one reading; done when it is on disk
-    #[command(after_help = "Examples:\n  edge-agent telemetry put lab/temperature 21.5\n  cat reading.json | edge-agent telemetry put lab/room1 -")]
+    #[command(
+        after_help = "Examples:\n  edge-agent telemetry put lab/temperature 21.5\n  cat reading.json | edge-agent telemetry put lab/room1 -"
+    )]
     Put {
         /// Topic, such as lab/temperature
         topic: String,
@@ -35,7 +33,9 @@ pub enum Command {
         payload: Option<String>,
     },
     /// What the board holds, agent running or not
-    #[command(after_help = "Examples:\n  edge-agent telemetry query --since 10m\n  edge-agent telemetry query --topic 'lab/#' --json | jq .value")]
+    #[command(
+        after_help = "Examples:\n  edge-agent telemetry query --since 10m\n  edge-agent telemetry query --topic 'lab/#' --json | jq .value"
+    )]
     Query(Selection),
     /// Readings as they come
     Tail {
@@ -115,7 +115,10 @@ async fn put(config: &Config, topic: String, payload: Option<String>, json: bool
         Some(text) if text != "-" => Bytes::from(text),
         _ => {
             let mut bytes = Vec::new();
-            std::io::stdin().take(2 << 20).read_to_end(&mut bytes).context("cannot read the payload from standard input")?;
+            std::io::stdin()
+                .take(2 << 20)
+                .read_to_end(&mut bytes)
+                .context("cannot read the payload from standard input")?;
             Bytes::from(bytes)
         }
     };
@@ -169,8 +172,7 @@ async fn query_rows(
         };
         let log = Log::open_read_only(&data.join("log"))?;
         let clock = Clock::peek(&data.join("identity"));
-        let query =
-            Query { topic: selection.topic, since_us: selection.since, until_us: selection.until, from_seq: 1 };
+        let query = Query { topic: selection.topic, since_us: selection.since, until_us: selection.until, from_seq: 1 };
         let mut count = 0;
         for found in query::run(&log, &clock, &query).take(selection.limit.unwrap_or(usize::MAX)) {
             let (reading, time_us) = found?;
@@ -219,7 +221,12 @@ async fn stats(config: &Config, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let figure = |name: &str| stats[name].as_u64().unwrap_or(0);
-    out(format!("{} readings held, numbers {} to {}", figure("next") - figure("first"), figure("first"), figure("next").saturating_sub(1)));
+    out(format!(
+        "{} readings held, numbers {} to {}",
+        figure("next") - figure("first"),
+        figure("first"),
+        figure("next").saturating_sub(1)
+    ));
     out(format!("{} bytes on disk", figure("disk_bytes")));
     Ok(())
 }

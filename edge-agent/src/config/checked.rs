@@ -112,7 +112,8 @@ fn rustix_is_root() -> bool {
 }
 
 fn address(key: &str, text: &str) -> Result<SocketAddr, Wrong> {
-    text.parse().or_else(|_| wrong(key, format!("{text:?} is no address; write it like \"127.0.0.1:1883\" or \"[::]:8883\"")))
+    text.parse()
+        .or_else(|_| wrong(key, format!("{text:?} is no address; write it like \"127.0.0.1:1883\" or \"[::]:8883\"")))
 }
 
 fn readable(key: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, Wrong> {
@@ -131,12 +132,14 @@ fn filters(key: &str, filters: Vec<String>) -> Result<Vec<String>, Wrong> {
 
 fn mqtt(raw: raw::Mqtt) -> Result<telemetry::mqtt::Options, Wrong> {
     let listen: Vec<_> = raw.listen.iter().map(|text| address("mqtt.listen", text)).collect::<Result<_, _>>()?;
-    let listen_tls = raw.listen_tls.iter().map(|text| address("mqtt.listen_tls", text)).collect::<Result<Vec<_>, _>>()?;
+    let listen_tls =
+        raw.listen_tls.iter().map(|text| address("mqtt.listen_tls", text)).collect::<Result<Vec<_>, _>>()?;
     let users = users(raw.users)?;
     if users.0.is_empty()
         && let Some(open) = listen.iter().find(|address| !address.ip().is_loopback())
     {
-        let problem = format!("{open} is reachable from other machines: add [mqtt.users.NAME], or use listen_tls with client_ca");
+        let problem =
+            format!("{open} is reachable from other machines: add [mqtt.users.NAME], or use listen_tls with client_ca");
         return wrong("mqtt.listen", problem);
     }
     let client_ca = readable("mqtt.client_ca", raw.client_ca)?;
@@ -179,7 +182,10 @@ fn users(raw: BTreeMap<String, raw::User>) -> Result<Users, Wrong> {
             None => None,
             Some(Some(password)) => Some(password),
             Some(None) => {
-                return wrong(&format!("{key}.password"), "is no pbkdf2-sha256$ROUNDS$SALT$HASH (base64, up to 1000000 rounds)");
+                return wrong(
+                    &format!("{key}.password"),
+                    "is no pbkdf2-sha256$ROUNDS$SALT$HASH (base64, up to 1000000 rounds)",
+                );
             }
         };
         let publish = filters(&format!("{key}.publish"), user.publish)?;

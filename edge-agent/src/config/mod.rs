@@ -109,7 +109,9 @@ fn explain(error: figment::Error, file: Option<&Path>, text: &str) -> ConfigErro
     let mut path = error.path.clone();
     let problem = match &error.kind {
         Kind::UnknownField(name, known) => {
-            path.push(name.clone());
+            if path.last() != Some(name) {
+                path.push(name.clone());
+            }
             let nearest = known.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
             let hint = nearest.map_or_else(String::new, |nearest| format!("; did you mean `{nearest}`?"));
             format!("unknown key `{name}`{hint}")

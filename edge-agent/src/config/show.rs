@@ -42,7 +42,9 @@ fn walk(figment: &Figment, key: &str, value: &Value, all: &mut Vec<Entry>) {
 }
 
 fn is_empty(value: &Value) -> bool {
-    matches!(value, Value::Empty(..)) || value.as_str() == Some("") || matches!(value, Value::Array(_, items) if items.is_empty())
+    matches!(value, Value::Empty(..))
+        || value.as_str() == Some("")
+        || matches!(value, Value::Array(_, items) if items.is_empty())
 }
 
 fn text(value: &Value) -> String {

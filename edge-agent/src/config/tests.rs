@@ -53,7 +53,8 @@ fn every_key_shows_its_origin_and_no_secret() {
 #[test]
 fn the_example_is_valid_and_so_are_its_commented_keys() {
     let text = include_str!("../../../images/config.example.toml");
-    let uncommented: String = text.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
+    let uncommented: String =
+        text.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
     for text in [text, &uncommented] {
         if let Err(error) = load(text) {
             // The files that the example names are not on this machine.

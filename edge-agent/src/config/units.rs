@@ -62,9 +62,9 @@ impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match NumberOrText::deserialize(deserializer) {
             Ok(NumberOrText::Number(seconds)) => Ok(Self(Duration::from_secs(seconds))),
-            Ok(NumberOrText::Text(text)) => parse_span(&text)
-                .map(Self)
-                .ok_or_else(|| D::Error::custom(format!("{text:?} is no time span; write it like \"20ms\", \"10s\" or \"7d\""))),
+            Ok(NumberOrText::Text(text)) => parse_span(&text).map(Self).ok_or_else(|| {
+                D::Error::custom(format!("{text:?} is no time span; write it like \"20ms\", \"10s\" or \"7d\""))
+            }),
             Err(_) => Err(D::Error::custom("is no time span; write it like \"20ms\", \"10s\" or \"7d\"")),
         }
     }

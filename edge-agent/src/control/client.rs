@@ -50,7 +50,9 @@ impl Client {
     /// Connects to the agent whose socket is `path`.
     pub async fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).await.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning { path: path.to_owned() },
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { path: path.to_owned() }
+            }
             _ => ClientError::Broken { path: path.to_owned(), problem: error.to_string() },
         })?;
         let broken = |error: hyper::Error| ClientError::Broken { path: path.to_owned(), problem: error.to_string() };

@@ -50,7 +50,8 @@ impl Server {
     /// Binds `path`. A socket that is there already is stale: the caller holds the store's lock.
     pub fn bind(path: &Path, ingest: Ingest, board: Arc<Board>) -> anyhow::Result<Self> {
         let dir = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}: choose another --run-dir", dir.display()))?;
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot create {}: choose another --run-dir", dir.display()))?;
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot replace the stale socket {}", path.display()));
@@ -93,7 +94,8 @@ impl Server {
 }
 
 async fn put(State(shared): State<Shared>, UrlPath(topic): UrlPath<String>, payload: Bytes) -> Response {
-    let refused = |status: StatusCode, error: String| (status, Json(serde_json::json!({ "error": error }))).into_response();
+    let refused =
+        |status: StatusCode, error: String| (status, Json(serde_json::json!({ "error": error }))).into_response();
     if let Err(error) = topic::check_name(&topic) {
         return refused(StatusCode::BAD_REQUEST, error.to_string());
     }

@@ -43,7 +43,9 @@ pub struct Options {
     pub max_bytes: u64,
 }
 impl Default for Options {
-    fn default() -> Self { Self { segment_bytes: 8 << 20, linger: Duration::from_millis(20), max_bytes: 1 << 30 } }
+    fn default() -> Self {
+        Self { segment_bytes: 8 << 20, linger: Duration::from_millis(20), max_bytes: 1 << 30 }
+    }
 }
 
 /// One record as written and as read back.
@@ -68,50 +70,86 @@ pub struct Recovery {
 
 /// Why a log did not open.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError { /// Reading or writing failed.
-    #[error("cannot open the log in {path}")] Io { /// Which file or folder.
-        path: PathBuf, /// Why.
-        source: std::io::Error } }
+pub enum OpenError {
+    /// Reading or writing failed.
+    #[error("cannot open the log in {path}")]
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
 
 /// Why records were not appended; nothing of them is in the log.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
     /// `max_bytes` is reached.
-    #[error("the log holds {held} bytes, its limit: wait for a relay to drain it, or raise outbox.max_bytes")] Full { /// Bytes on disk.
-        held: u64 },
+    #[error("the log holds {held} bytes, its limit: wait for a relay to drain it, or raise outbox.max_bytes")]
+    Full {
+        /// Bytes on disk.
+        held: u64,
+    },
     /// The file system is full.
-    #[error("no space left on the file system of {path}")] NoSpace { /// The log's folder.
-        path: PathBuf },
+    #[error("no space left on the file system of {path}")]
+    NoSpace {
+        /// The log's folder.
+        path: PathBuf,
+    },
     /// A record larger than a segment can hold.
-    #[error("a record of {bytes} bytes is over the limit of {limit}")] TooLarge { /// Its size.
-        bytes: usize, /// The limit.
-        limit: usize },
+    #[error("a record of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// Writing failed.
-    #[error("cannot write to the log in {path}: {problem}")] Io { /// The log's folder.
-        path: PathBuf, /// The system's words.
-        problem: String },
+    #[error("cannot write to the log in {path}: {problem}")]
+    Io {
+        /// The log's folder.
+        path: PathBuf,
+        /// The system's words.
+        problem: String,
+    },
     /// The log was closed.
-    #[error("the log is closed")] Closed,
+    #[error("the log is closed")]
+    Closed,
 }
 
 /// Why a read failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError { /// Reading failed.
-    #[error("cannot read {path}")] Io { /// Which.
-        path: PathBuf, /// Why.
-        source: std::io::Error } }
+pub enum ReadError {
+    /// Reading failed.
+    #[error("cannot read {path}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
 
 /// Figures for status and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Stats { /// Oldest sequence number still held.
-    pub first: u64, /// The number that the next record will get.
-    pub next: u64, /// Bytes on disk, spare segments included.
-    pub disk_bytes: u64, /// Segments in use.
-    pub segments: u64, /// Commits (`fdatasync` calls) since open.
-    pub commits: u64, /// Bytes of commits and of zero-filling since open.
-    pub written_bytes: u64, /// Time spent writing and syncing commits since open, µs.
-    pub commit_us: u64, /// Records found damaged since open.
-    pub damaged: u64 }
+pub struct Stats {
+    /// Oldest sequence number still held.
+    pub first: u64,
+    /// The number that the next record will get.
+    pub next: u64,
+    /// Bytes on disk, spare segments included.
+    pub disk_bytes: u64,
+    /// Segments in use.
+    pub segments: u64,
+    /// Commits (`fdatasync` calls) since open.
+    pub commits: u64,
+    /// Bytes of commits and of zero-filling since open.
+    pub written_bytes: u64,
+    /// Time spent writing and syncing commits since open, µs.
+    pub commit_us: u64,
+    /// Records found damaged since open.
+    pub damaged: u64,
+}
 
 /// A handle; cheap to clone. One committer thread stands behind all of them.
 #[derive(Clone)]

@@ -55,8 +55,13 @@ pub(super) struct Files {
 impl Files {
     /// Lists the folder. Of two segments with the same first number the younger counts (the older never had a commit).
     pub fn list(dir: &Path, segment_bytes: u64) -> io::Result<Self> {
-        let mut files =
-            Self { dir: dir.to_owned(), segment_bytes, segments: BTreeMap::new(), spares: Vec::new(), next_generation: 1 };
+        let mut files = Self {
+            dir: dir.to_owned(),
+            segment_bytes,
+            segments: BTreeMap::new(),
+            spares: Vec::new(),
+            next_generation: 1,
+        };
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name();

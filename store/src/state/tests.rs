@@ -118,7 +118,9 @@ fn a_damaged_database_is_set_aside_and_the_state_opens() {
         // Whether sled notices is sled's affair; that we open, and give no wrong value, is ours.
         let (state, recovery) = State::open(&path).unwrap();
         assert!(recovery.set_aside.is_none_or(|aside| aside.join("db").exists()));
-        assert!(state.get::<Job>("a").is_err() || state.get::<Job>("a").unwrap().is_none_or(|it| it.text.len() == 1000));
+        assert!(
+            state.get::<Job>("a").is_err() || state.get::<Job>("a").unwrap().is_none_or(|it| it.text.len() == 1000)
+        );
         state.close();
     }
     let kept = std::fs::read_dir(dir.path().join("set-aside")).map_or(0, Iterator::count);

@@ -64,7 +64,9 @@ pub(super) fn encode<E: Entity>(key: &str, value: &E) -> Result<Encoded, StateEr
 /// How many parts the value under this head has.
 pub(super) fn part_count(head: &[u8]) -> u32 {
     match head {
-        [SPLIT, count @ ..] => count.try_into().map_or(0, u32::from_le_bytes).min(u32::try_from(MAX_VALUE / PART).unwrap_or(0) + 1),
+        [SPLIT, count @ ..] => {
+            count.try_into().map_or(0, u32::from_le_bytes).min(u32::try_from(MAX_VALUE / PART).unwrap_or(0) + 1)
+        }
         _ => 0,
     }
 }

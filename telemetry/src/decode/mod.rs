@@ -122,12 +122,15 @@ mod tests {
         check("nan", &[]);
         check("1e999", &[]);
         check("", &[]);
-        check("{\"t\": 1, \"ok\": false, \"s\": \"x\", \"n\": null, \"a\": [1], \"in\": {\"d\": 2}}", &[
-            ("in.d", Value::Number(2.0)),
-            ("ok", Value::Bool(false)),
-            ("s", Value::Text("x".into())),
-            ("t", Value::Number(1.0)),
-        ]);
+        check(
+            "{\"t\": 1, \"ok\": false, \"s\": \"x\", \"n\": null, \"a\": [1], \"in\": {\"d\": 2}}",
+            &[
+                ("in.d", Value::Number(2.0)),
+                ("ok", Value::Bool(false)),
+                ("s", Value::Text("x".into())),
+                ("t", Value::Number(1.0)),
+            ],
+        );
         check("{\"t\": 1", &[]);
         check("[1, 2]", &[]);
     }

@@ -95,7 +95,9 @@ fn json_record(item: Json) -> Option<Record> {
             "v" => record.value = Some(Value::Number(value.as_f64()?)),
             "vs" => record.value = Some(Value::Text(text(&value)?)),
             "vb" => record.value = Some(Value::Bool(value.as_bool()?)),
-            "vd" => record.value = Some(Value::Data(URL_SAFE_NO_PAD.decode(value.as_str()?.trim_end_matches('=')).ok()?)),
+            "vd" => {
+                record.value = Some(Value::Data(URL_SAFE_NO_PAD.decode(value.as_str()?.trim_end_matches('=')).ok()?))
+            }
             "s" => record.has_sum = true,
             "t" => record.time = Some(value.as_f64()?),
             // Section 4.4: a label that ends in _ must be understood, others may be passed over.
@@ -212,14 +214,18 @@ mod tests {
         let kinds = br#"[{"bn":"urn:dev:ow:10e2073a01080063:","n":"temp","u":"Cel","v":23.1},
             {"n":"label","vs":"Machine Room"},{"n":"open","vb":false},{"n":"nfc-reader","vd":"aGkgCg"}]"#;
         let values: Vec<_> = senml(kinds, 0).unwrap().into_iter().filter_map(|it| it.value).collect();
-        assert_eq!(values[1..], [Value::Text("Machine Room".into()), Value::Bool(false), Value::Data(b"hi \n".to_vec())]);
+        assert_eq!(
+            values[1..],
+            [Value::Text("Machine Room".into()), Value::Bool(false), Value::Data(b"hi \n".to_vec())]
+        );
     }
 
     /// RFC 8428, section 6, in CBOR.
     #[test]
     fn cbor_labels() {
         let hex = "87a721781b75726e3a6465763a6f773a3130653230373361303130383030363a22fb41d303a15b00106223614120050067766f6c7461676501615602fb405e066666666666a3006763757272656e74062402fb3ff3333333333333a3006763757272656e74062302fb3ff4cccccccccccda3006763757272656e74062202fb3ff6666666666666a3006763757272656e74062102f93e00a3006763757272656e74062002fb3ff999999999999aa3006763757272656e74060002fb3ffb333333333333";
-        let bytes: Vec<_> = (0..hex.len() / 2).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).unwrap()).collect();
+        let bytes: Vec<_> =
+            (0..hex.len() / 2).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).unwrap()).collect();
         let pack = senml(&bytes, 0).unwrap();
         assert_eq!(pack.len(), 7);
         assert_eq!(pack[0].name, "urn:dev:ow:10e2073a0108006:voltage");
@@ -230,7 +236,14 @@ mod tests {
     fn relative_times_count_from_receipt_and_bad_packs_are_none() {
         let pack = senml(br#"[{"n":"a","v":1,"t":-10}]"#, 50_000_000).unwrap();
         assert_eq!(pack[0].time_us, Some(40_000_000));
-        for bad in [&b"[]"[..], b"[{\"v\":1}]", b"[{\"n\":\"a\",\"v\":\"1\"}]", b"[{\"n\":\"a\",\"v\":1,\"x_\":1}]", b"[1]", b"[{\"bver\":11,\"n\":\"a\",\"v\":1}]"] {
+        for bad in [
+            &b"[]"[..],
+            b"[{\"v\":1}]",
+            b"[{\"n\":\"a\",\"v\":\"1\"}]",
+            b"[{\"n\":\"a\",\"v\":1,\"x_\":1}]",
+            b"[1]",
+            b"[{\"bver\":11,\"n\":\"a\",\"v\":1}]",
+        ] {
             assert_eq!(senml(bad, 0), None, "{}", String::from_utf8_lossy(bad));
         }
     }

@@ -127,7 +127,12 @@ pub enum Denied {
 
 impl Users {
     /// Decides about a client: `certificate` is the common name of a verified client certificate.
-    pub fn admit(&self, door: Door, login: Option<&(String, String)>, certificate: Option<&str>) -> Result<Rights, Denied> {
+    pub fn admit(
+        &self,
+        door: Door,
+        login: Option<&(String, String)>,
+        certificate: Option<&str>,
+    ) -> Result<Rights, Denied> {
         if let Some(name) = certificate {
             return match self.0.get(name) {
                 Some(user) => Ok(user.rights()),

@@ -210,7 +210,10 @@ mod tests {
     #[test]
     fn frames_are_bounded_and_minimal() {
         assert_eq!(frame(&[0x30], 100), Ok(None));
-        assert_eq!(frame(&[0x30, 0xff, 0xff, 0xff, 0xff, 1], 100), Err(Bad::Malformed("the remaining length has more than four bytes")));
+        assert_eq!(
+            frame(&[0x30, 0xff, 0xff, 0xff, 0xff, 1], 100),
+            Err(Bad::Malformed("the remaining length has more than four bytes"))
+        );
         assert_eq!(frame(&[0x30, 0xff, 0x7f], 100), Err(Bad::TooLarge));
         assert!(frame(&[0x30, 0x80, 0x00], 100).is_err());
         assert_eq!(frame(&[0xc0, 0], 100), Ok(Some(Frame { header: 2, len: 2 })));

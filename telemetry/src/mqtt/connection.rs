@@ -48,7 +48,10 @@ const MAX_ALIASES: u16 = 32;
 #[derive(Debug)]
 enum End {
     /// DISCONNECT, with a new session expiry if the client gave one.
-    Asked { with_will: bool, session_expiry: Option<u32> },
+    Asked {
+        with_will: bool,
+        session_expiry: Option<u32>,
+    },
     Lost,
     Bad(Bad),
     Reason(u8, &'static str),
@@ -284,7 +287,12 @@ impl Client {
         }
     }
 
-    async fn run<S: AsyncRead + AsyncWrite + Unpin>(mut self, mut stream: S, mut input: BytesMut, mut output: BytesMut) {
+    async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+        mut self,
+        mut stream: S,
+        mut input: BytesMut,
+        mut output: BytesMut,
+    ) {
         let end = loop {
             if let Err(end) = self.step(&mut stream, &mut input, &mut output).await {
                 break end;

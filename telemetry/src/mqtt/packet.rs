@@ -55,7 +55,10 @@ pub enum Incoming {
     Subscribe(u16, Vec<(Subscription, Retained)>),
     Unsubscribe(u16, Vec<String>),
     Ping,
-    Disconnect { with_will: bool, session_expiry: Option<u32> },
+    Disconnect {
+        with_will: bool,
+        session_expiry: Option<u32>,
+    },
 }
 
 /// How an answer to a filter sounds.
@@ -89,7 +92,9 @@ pub fn connect(mut frame: BytesMut) -> Result<Connect, (Bad, Option<Version>)> {
 }
 
 fn connect_v4(frame: &mut BytesMut) -> Result<Connect, Bad> {
-    let Ok(v4::Packet::Connect(it)) = v4::Packet::read(frame, usize::MAX) else { return Err(Bad::Malformed("CONNECT")) };
+    let Ok(v4::Packet::Connect(it)) = v4::Packet::read(frame, usize::MAX) else {
+        return Err(Bad::Malformed("CONNECT"));
+    };
     let will = it.last_will.map(|will| {
         let message = Message { qos: will.qos as u8, retain: will.retain, ..Message::plain(will.topic, will.message) };
         (message, 0)
@@ -151,7 +156,8 @@ fn will_v5(will: v5::LastWill) -> Result<(Message, u32), Bad> {
             ..Properties::default()
         })
     });
-    let message = Message { qos: will.qos as u8, retain: will.retain, properties, ..Message::plain(topic, will.message) };
+    let message =
+        Message { qos: will.qos as u8, retain: will.retain, properties, ..Message::plain(topic, will.message) };
     Ok((message, delay))
 }
 
@@ -207,7 +213,10 @@ fn incoming_v5(mut frame: BytesMut) -> Result<Incoming, Bad> {
     Ok(match packet {
         P::Publish(it) => Incoming::Publish(publish_v5(it)?),
         P::PubAck(it) => Incoming::Done(it.pkid),
-        P::PubRec(it) => Incoming::Received(it.pkid, matches!(it.reason, v5::PubRecReason::Success | v5::PubRecReason::NoMatchingSubscribers)),
+        P::PubRec(it) => Incoming::Received(
+            it.pkid,
+            matches!(it.reason, v5::PubRecReason::Success | v5::PubRecReason::NoMatchingSubscribers),
+        ),
         P::PubRel(it) => Incoming::Release(it.pkid),
         P::PubComp(it) => Incoming::Complete(it.pkid),
         P::Subscribe(it) => {
@@ -278,7 +287,8 @@ pub fn publish(out: &mut BytesMut, version: Version, delivery: &Delivery, id: u1
     let message = &delivery.message;
     match version {
         Version::V4 => {
-            let mut packet = v4::Publish::from_bytes(message.topic.clone(), qos4(delivery.qos), message.payload.clone());
+            let mut packet =
+                v4::Publish::from_bytes(message.topic.clone(), qos4(delivery.qos), message.payload.clone());
             (packet.pkid, packet.dup, packet.retain) = (id, delivery.again && delivery.qos > 0, delivery.retain);
             packet.write(out).is_ok()
         }
@@ -331,7 +341,9 @@ pub fn unsuback(out: &mut BytesMut, version: Version, id: u16, found: &[bool]) {
     match version {
         Version::V4 => ack(out, 0xb0, id),
         Version::V5 => {
-            let reason = |found: &bool| if *found { v5::UnsubAckReason::Success } else { v5::UnsubAckReason::NoSubscriptionExisted };
+            let reason = |found: &bool| {
+                if *found { v5::UnsubAckReason::Success } else { v5::UnsubAckReason::NoSubscriptionExisted }
+            };
             let reasons = found.iter().map(reason).collect();
             let result = v5::UnsubAck { pkid: id, reasons, properties: None }.write(out);
             debug_assert!(result.is_ok(), "an answer to a packet that was read can be written");
@@ -357,7 +369,11 @@ pub fn refuse(out: &mut BytesMut, version: Version, refusal: Refusal) {
     let (old, new) = match refusal {
         Refusal::Version => (1, 0x84),
         Refusal::ClientId => (2, 0x85),
-        Refusal::Malformed => return if version == Version::V5 { connack_code(out, version, 0x81) },
+        Refusal::Malformed => {
+            return if version == Version::V5 {
+                connack_code(out, version, 0x81)
+            };
+        }
         Refusal::Busy => (3, 0x89),
         Refusal::Quota => (3, 0x97),
         Refusal::BadLogin => (4, 0x86),

@@ -29,8 +29,8 @@ use crate::{
     topic,
 };
 use metrics::OutboxMetrics;
-pub use relays::{RelayHandle, Waiting};
 use relays::Relays;
+pub use relays::{RelayHandle, Waiting};
 
 /// The log's mark of an urgent reading.
 const URGENT: u8 = 1;
@@ -301,7 +301,8 @@ impl Cursor {
     /// all that was read was not urgent: look at `position`). Reads on a blocking thread. Not cancel-safe: a cancelled
     /// cursor gives an error from then on.
     pub async fn next(&mut self, max_bytes: usize) -> Result<Read, ReadError> {
-        let cancelled = || ReadError::Io { path: "log".into(), source: std::io::Error::other("the read was cancelled") };
+        let cancelled =
+            || ReadError::Io { path: "log".into(), source: std::io::Error::other("the read was cancelled") };
         let mut reader = self.reader.take().ok_or_else(cancelled)?;
         let urgent_only = self.urgent_only;
         let (reader, read) = tokio::task::spawn_blocking(move || {

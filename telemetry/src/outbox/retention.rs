@@ -20,7 +20,11 @@ impl Outbox {
                 () = context.stop.cancelled() => return Ok(()),
             }
             let stats = self.stats();
-            context.healthy(format!("{} readings held in {} MB", stats.next - stats.first, stats.disk_bytes / 1_000_000));
+            context.healthy(format!(
+                "{} readings held in {} MB",
+                stats.next - stats.first,
+                stats.disk_bytes / 1_000_000
+            ));
         }
     }
 

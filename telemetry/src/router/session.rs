@@ -118,7 +118,9 @@ impl Session {
             // Behind what is queued it has to queue, or it would overtake.
             Some(link) if self.queue.is_empty() => match link.sender.try_send(delivery) {
                 Ok(()) => return,
-                Err(mpsc::error::TrySendError::Full(delivery) | mpsc::error::TrySendError::Closed(delivery)) => delivery,
+                Err(mpsc::error::TrySendError::Full(delivery) | mpsc::error::TrySendError::Closed(delivery)) => {
+                    delivery
+                }
             },
             _ => delivery,
         };

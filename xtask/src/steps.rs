@@ -1,0 +1,113 @@
+//! `cargo xtask test`: named, timed steps, quick failures first.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{dist, setup, tidy};
+
+/// The top of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+}
+
+/// Runs a program at the top of the repository; its failure is an error that names it.
+pub fn run(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(args).current_dir(root()).envs(env.iter().copied());
+    let status = command.status().with_context(|| format!("cannot start {program}"))?;
+    ensure!(status.success(), "`{program} {}` failed ({status})", args.join(" "));
+    Ok(())
+}
+
+/// Runs cargo.
+pub fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    run(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args, env)
+}
+
+/// Says what begins; the value says how long it took.
+struct Step {
+    name: String,
+    begun: Instant,
+}
+
+fn step(name: &str) -> Step {
+    say(&format!("── {name}"));
+    Step { name: name.to_owned(), begun: Instant::now() }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        say(&format!("   {} took {} s", self.name, self.begun.elapsed().as_secs()));
+    }
+}
+
+/// Prints a line: this program talks to people.
+#[allow(clippy::print_stdout)]
+pub fn say(line: &str) {
+    println!("{line}");
+}
+
+/// Everything, or only the tests whose name contains `only`.
+pub fn test(only: Option<&str>, rounds: Option<u32>) -> Result<()> {
+    let tools = {
+        let _step = step("setup");
+        setup::run()?
+    };
+    let rounds = rounds.map(|rounds| rounds.to_string());
+    let mut env = vec![("EDGE_AGENT_PYTHON", tools.python.as_str())];
+    if let Some(rounds) = &rounds {
+        env.push(("EDGE_AGENT_ROUNDS", rounds));
+    }
+    if only.is_none() {
+        checks(&tools)?;
+    }
+    {
+        let _step = step("build");
+        cargo(&["build", "--workspace", "--all-targets"], &[])?;
+    }
+    {
+        let _step = step("tests");
+        let mut args = vec!["test", "--workspace", "--no-fail-fast"];
+        args.extend(only.map(|only| ["--", only]).into_iter().flatten());
+        cargo(&args, &env)?;
+    }
+    if only.is_none() {
+        let _step = step("static binary for aarch64");
+        dist::run("aarch64")?;
+        dist::smoke("aarch64")?;
+    }
+    say("all steps passed");
+    Ok(())
+}
+
+fn checks(tools: &setup::Tools) -> Result<()> {
+    {
+        let _step = step("format and map");
+        cargo(&["fmt", "--all", "--check"], &[])?;
+        tidy::run()?;
+    }
+    {
+        let _step = step("licences and bans");
+        // The advisory database is fetched from elsewhere, which tests must not do.
+        say("   advisories are not checked here: that needs a network; `cargo deny check advisories` does it");
+        run(&tools.cargo_deny, &["check", "bans", "licenses", "sources"], &[])?;
+    }
+    let _step = step("clippy");
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+}
+
+/// Looks a program up.
+pub fn on_path(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+    found.is_ok_and(|output| output.status.success())
+}
+
+/// Asserts that a program is there.
+pub fn need(program: &str, from: &str) -> Result<()> {
+    if on_path(program) { Ok(()) } else { bail!("{program} is missing: install {from}") }
+}
