@@ -8,6 +8,8 @@ pub mod http;
 pub mod ingest;
 pub mod mqtt;
 pub mod outbox;
+pub mod parquet;
 pub mod reading;
+pub mod relay;
 pub mod router;
 pub mod topic;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     setup,
-    steps::{need, on_path, root, run, say},
+    steps::{exec, need, on_path, root, say},
 };
 
 /// Largest binary, bytes.
@@ -32,7 +32,7 @@ fn build(arch: &str) -> Result<()> {
     if on_path("cross") && on_path("docker") && docker_works() {
         say("   building with cross");
         let env = [("CROSS_CONFIG", "cross.toml"), ("CARGO_TARGET_DIR", &dir)];
-        run("cross", &["build", "--release", "--package", "edge-agent", "--target", &triple], &env)?;
+        exec("cross", &["build", "--release", "--package", "edge-agent", "--target", &triple], &env)?;
     } else if rustup_has(&triple) {
         say("   building with cargo-zigbuild and rustup's target");
         zigbuild(&triple, &dir, None)?;
@@ -78,7 +78,7 @@ fn zigbuild(triple: &str, dir: &str, debian: Option<&str>) -> Result<()> {
         ]);
         args.push("-Zbuild-std");
     }
-    run(&bin.join("cargo-zigbuild").display().to_string(), &args, &env)
+    exec(&bin.join("cargo-zigbuild").display().to_string(), &args, &env)
 }
 
 /// zig itself, inside the Python environment: `python3 -m ziglang` would look in the wrong one.

