@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use board::{clock::Clock, identity::Identity, metrics::Metrics, tasks::Supervisor};
 use store::{lock::Lock, state::State};
-use telemetry::{ingest::Ingest, mqtt, outbox::Outbox, router::Router};
+use telemetry::{ingest::Ingest, mqtt, outbox::Outbox, relay, router::Router};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -67,7 +67,9 @@ impl App {
         let (for_store, store_metrics) = (config.clone(), metrics.clone());
         let opened = tokio::task::spawn_blocking(move || open_store(&for_store, &store_metrics)).await??;
         let Opened { lock, clock, outbox, state, mended } = opened;
-        outbox.forget_relays_except(&[]);
+        let configured =
+            [config.relay_mqtt.as_ref().map(|_| relay::mqtt::NAME), config.relay_s3.as_ref().map(|_| relay::s3::NAME)];
+        outbox.forget_relays_except(&configured.into_iter().flatten().collect::<Vec<_>>());
         let router = Router::new(&metrics);
         let (loading, from) = (router.clone(), state.clone());
         tokio::task::spawn_blocking(move || loading.load(&from)).await?;
@@ -102,6 +104,20 @@ impl App {
         let keeper = outbox.clone();
         supervisor.service("outbox", move |context| keeper.clone().run(context));
         supervisor.service("clock", move |context| clock.clone().run(context));
+        if let Some(options) = &config.relay_mqtt {
+            greeting.push(format!("relay     {} ({:?} mode)", options.url, options.mode));
+            let relay = relay::mqtt::Relay::new(options.clone(), outbox.clone(), router.clone(), &metrics);
+            supervisor.service("relay.mqtt", move |context| relay.clone().run(context));
+        }
+        if let Some(options) = &config.relay_s3 {
+            greeting.push(format!("relay     {} bucket {}", options.endpoint, options.bucket));
+            let relay = relay::s3::Relay::new(options.clone(), outbox.clone(), &metrics);
+            supervisor.service("relay.s3", move |context| relay.clone().run(context));
+        }
+        if config.relay_mqtt.is_none() && config.relay_s3.is_none() {
+            greeting
+                .push("relay     none: readings are kept here; add [relay.mqtt] or [relay.s3] to send them on".into());
+        }
         let saved = state.clone();
         supervisor.service("sessions", move |context| router.clone().run(saved.clone(), context));
         supervisor.service("control", move |context| control.clone().run(context));

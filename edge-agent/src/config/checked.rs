@@ -9,13 +9,16 @@ use std::{
 
 use telemetry::{
     mqtt::auth::{Password, User, Users},
-    topic,
+    relay, topic,
 };
 
-use super::raw::{self, LogFormat, Raw};
+use super::{
+    raw::{self, LogFormat, Raw},
+    relays,
+};
 
 /// A key and what is wrong with its value.
-type Wrong = (String, String);
+pub(super) type Wrong = (String, String);
 
 /// The configuration in force.
 #[derive(Debug, Clone)]
@@ -36,9 +39,13 @@ pub struct Config {
     pub http: telemetry::http::Options,
     /// The outbox.
     pub outbox: telemetry::outbox::Options,
+    /// The MQTT relay, if there is one.
+    pub relay_mqtt: Option<relay::mqtt::Options>,
+    /// The S3 relay, if there is one.
+    pub relay_s3: Option<relay::s3::Options>,
 }
 
-fn wrong<T>(key: &str, problem: impl Into<String>) -> Result<T, Wrong> {
+pub(super) fn wrong<T>(key: &str, problem: impl Into<String>) -> Result<T, Wrong> {
     Err((key.to_owned(), problem.into()))
 }
 
@@ -66,7 +73,6 @@ impl Config {
             ..telemetry::http::Options::default()
         };
         Ok(Self {
-            name,
             data_dir,
             run_dir,
             log_format: raw.agent.log_format,
@@ -74,6 +80,9 @@ impl Config {
             http_listen,
             http,
             outbox: outbox(raw.outbox)?,
+            relay_mqtt: relays::mqtt(raw.relay.mqtt, &name)?,
+            relay_s3: relays::s3(raw.relay.s3, &name)?,
+            name,
         })
     }
 
@@ -116,7 +125,7 @@ fn address(key: &str, text: &str) -> Result<SocketAddr, Wrong> {
         .or_else(|_| wrong(key, format!("{text:?} is no address; write it like \"127.0.0.1:1883\" or \"[::]:8883\"")))
 }
 
-fn readable(key: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, Wrong> {
+pub(super) fn readable(key: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, Wrong> {
     match path {
         Some(path) if !Path::exists(&path) => wrong(key, format!("{} does not exist", path.display())),
         path => Ok(path),

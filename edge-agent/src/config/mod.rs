@@ -5,6 +5,7 @@
 
 mod checked;
 pub mod raw;
+mod relays;
 mod show;
 mod units;
 

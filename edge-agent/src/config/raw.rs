@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use telemetry::outbox::OnFull;
+use telemetry::{outbox::OnFull, relay::mqtt::Mode};
 
 use super::units::{Size, Span};
 
@@ -19,6 +19,8 @@ pub struct Raw {
     pub http: Http,
     /// What is kept until relayed.
     pub outbox: Outbox,
+    /// Where readings go.
+    pub relay: Relay,
 }
 
 /// How log lines look.
@@ -150,6 +152,111 @@ impl Default for Outbox {
             linger: Span(it.linger),
             topics: it.topics,
             urgent: it.urgent,
+        }
+    }
+}
+
+/// `[relay.…]`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// To the core's broker.
+    pub mqtt: RelayMqtt,
+    /// To S3.
+    pub s3: RelayS3,
+}
+
+/// `[relay.mqtt]`; off without a `url`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelayMqtt {
+    /// The core's broker.
+    pub url: Option<String>,
+    /// How readings are sent.
+    pub mode: Mode,
+    /// Put before every topic.
+    pub prefix: String,
+    /// Quality of service.
+    pub qos: u8,
+    /// PEM; the broker's CA.
+    pub ca_file: Option<PathBuf>,
+    /// PEM; the board's certificate.
+    pub cert_file: Option<PathBuf>,
+    /// PEM; the board's key.
+    pub key_file: Option<PathBuf>,
+    /// User name at the broker.
+    pub username: Option<String>,
+    /// Password at the broker.
+    pub password: Option<String>,
+    /// Bytes a second at the most.
+    pub bandwidth: Option<Size>,
+    /// Messages on their way at the same time.
+    pub inflight: u16,
+    /// The core's topics that local subscribers hear.
+    pub downlink: Vec<String>,
+}
+
+impl Default for RelayMqtt {
+    fn default() -> Self {
+        Self {
+            url: None,
+            mode: Mode::Bridge,
+            prefix: String::new(),
+            qos: 1,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            username: None,
+            password: None,
+            bandwidth: None,
+            inflight: 100,
+            downlink: Vec::new(),
+        }
+    }
+}
+
+/// `[relay.s3]`; off without an `endpoint`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelayS3 {
+    /// The endpoint.
+    pub endpoint: Option<String>,
+    /// The bucket.
+    pub bucket: String,
+    /// Put before every object name.
+    pub prefix: String,
+    /// The region.
+    pub region: String,
+    /// Access key.
+    pub access_key_id: Option<String>,
+    /// Secret key.
+    pub secret_access_key: Option<String>,
+    /// A file in the form of `~/.aws/credentials`.
+    pub credentials_file: Option<PathBuf>,
+    /// PEM; the endpoint's CA.
+    pub ca_file: Option<PathBuf>,
+    /// Longest wait of a reading for its object.
+    pub flush_interval: Span,
+    /// Payload of one object.
+    pub flush_bytes: Size,
+    /// Bytes a second at the most.
+    pub bandwidth: Option<Size>,
+}
+
+impl Default for RelayS3 {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            bucket: String::new(),
+            prefix: String::new(),
+            region: "us-east-1".into(),
+            access_key_id: None,
+            secret_access_key: None,
+            credentials_file: None,
+            ca_file: None,
+            flush_interval: Span(Duration::from_secs(60)),
+            flush_bytes: Size(1 << 20),
+            bandwidth: None,
         }
     }
 }
