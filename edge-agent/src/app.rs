@@ -1,6 +1,6 @@
 //! The only place where rooms are built and handed to each other.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use board::{clock::Clock, identity::Identity, metrics::Metrics, tasks::Supervisor};
@@ -27,6 +27,8 @@ pub struct App {
     state: State,
     /// What it says about itself at start.
     pub greeting: Vec<String>,
+    /// Port of the first MQTT listener.
+    pub mqtt_port: Option<u16>,
     _lock: Lock,
 }
 
@@ -75,6 +77,7 @@ impl App {
         tokio::task::spawn_blocking(move || loading.load(&from)).await?;
         let ingest = Ingest { outbox: outbox.clone(), router: router.clone() };
         let listener = mqtt::Listener::bind(config.mqtt.clone(), ingest.clone(), state.clone(), &metrics).await?;
+        let mqtt_port = listener.local_addrs().first().map(std::net::SocketAddr::port);
         let mut supervisor = Supervisor::new();
         let board = Arc::new(Board {
             name: config.name.clone(),
@@ -122,7 +125,7 @@ impl App {
         supervisor.service("sessions", move |context| router.clone().run(saved.clone(), context));
         supervisor.service("control", move |context| control.clone().run(context));
         supervisor.service("mqtt", move |context| listener.clone().run(context));
-        Ok(Self { supervisor, outbox, state, greeting, _lock: lock })
+        Ok(Self { supervisor, outbox, state, greeting, mqtt_port, _lock: lock })
     }
 
     /// Serves until `stop` is cancelled; then everything that was accepted is on disk.
@@ -136,9 +139,4 @@ impl App {
             tracing::error!(%error, "closing the store panicked");
         }
     }
-}
-
-/// Whether another process uses this data directory now.
-pub fn is_in_use(data_dir: &Path) -> bool {
-    data_dir.join("lock").exists() && Lock::take(data_dir, Duration::ZERO).is_err()
 }

@@ -7,6 +7,7 @@ mod app;
 mod cli;
 mod config;
 mod control;
+mod demo;
 mod doctor;
 mod http;
 mod page;

@@ -98,7 +98,7 @@ fn check(arch: &str) -> Result<()> {
     let path = output(arch);
     let bytes = std::fs::read(&path)?;
     ensure!(!has_interpreter(&bytes), "{} is not static: it names an interpreter", path.display());
-    say(&format!("   {}: {:.2} MB, static", path.display(), bytes.len() as f64 / 1_048_576.0));
+    say(&format!("   {}: {} KiB, static", path.display(), bytes.len() >> 10));
     ensure!(bytes.len() as u64 <= MAX_BYTES, "{} is over 7 MB", path.display());
     Ok(())
 }

@@ -14,6 +14,6 @@ pub fn shutdown(mount: &Path) -> io::Result<()> {
     let flags = NO_LOG_FLUSH;
     // SAFETY: the kernel reads one u32 through the pointer, which outlives the call. The request's integer type differs
     // between C libraries, hence the inferred cast.
-    let ret = unsafe { libc::ioctl(dir.as_raw_fd(), EXT4_IOC_SHUTDOWN as _, &raw const flags) };
+    let ret = unsafe { libc::ioctl(dir.as_raw_fd(), EXT4_IOC_SHUTDOWN.into(), &raw const flags) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,6 +1,6 @@
 //! The command line.
 
-mod run;
+pub mod run;
 mod show;
 mod telemetry;
 
@@ -55,6 +55,12 @@ struct Global {
 enum Command {
     /// Start the agent; with no configuration: standalone, everything embedded
     Run,
+    /// The whole path in a temporary directory, with sample sensors; a folder stands in for the S3 bucket
+    Demo {
+        /// How long the sensors publish [default: ten seconds]
+        #[arg(long)]
+        minutes: Option<f64>,
+    },
     /// What is running and what waits; exit 0 healthy, 3 degraded
     #[command(
         after_help = "Examples:\n  edge-agent status\n  edge-agent status --watch\n  edge-agent status --json | jq .outbox"
@@ -84,7 +90,7 @@ impl Cli {
     /// Does what was asked.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         if self.version {
-            return show::version(self.json);
+            return Ok(show::version(self.json));
         }
         let Some(command) = self.command else {
             out(Self::command().render_help().ansi());
@@ -100,6 +106,9 @@ impl Cli {
             clap_complete::generate(shell, &mut Self::command(), "edge-agent", &mut std::io::stdout());
             return Ok(ExitCode::SUCCESS);
         }
+        if let Command::Demo { minutes } = command {
+            return crate::demo::run(minutes).await;
+        }
         let Loaded { config, figment, file } = sources.load()?;
         match command {
             Command::Run => run::run(config, file).await,
@@ -107,7 +116,7 @@ impl Cli {
             Command::Doctor => crate::doctor::run(&config, self.json).await,
             Command::Telemetry(command) => command.run(&config, self.json).await,
             Command::Config(command) => show::config(&command, &figment, file.as_deref(), self.json),
-            Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+            Command::Completions { .. } | Command::Demo { .. } => Ok(ExitCode::SUCCESS),
         }
     }
 }

@@ -22,7 +22,7 @@ use figment::{
 pub use checked::Config;
 use raw::Raw;
 pub use show::entries;
-pub use units::parse_span;
+pub use units::{Span, parse_span};
 
 /// Where the configuration is looked for.
 pub const DEFAULT_FILE: &str = "/etc/edge-agent/config.toml";
@@ -154,7 +154,8 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
         if let Some(header) = line.strip_prefix('[') {
-            current = header.trim_start_matches('[').split(']').next().unwrap_or_default().trim().to_owned();
+            let name = header.trim_start_matches('[').split(']').next().unwrap_or_default();
+            name.trim().clone_into(&mut current);
             if current == section || current == key {
                 section_line.get_or_insert(number);
             }

@@ -73,7 +73,7 @@ impl Server {
     /// Serves until stopped.
     pub async fn run(self, context: Context) -> io::Result<()> {
         context.healthy(self.path.display().to_string());
-        let own = std::fs::metadata("/proc/self").map(|it| std::os::unix::fs::MetadataExt::uid(&it)).unwrap_or(0);
+        let own = std::fs::metadata("/proc/self").map_or(0, |it| std::os::unix::fs::MetadataExt::uid(&it));
         let mut connections = JoinSet::new();
         loop {
             let stream = tokio::select! {

@@ -137,10 +137,7 @@ impl Files {
         let segment = Segment { first_seq, generation: self.next_generation, bytes };
         let path = segment.path(&self.dir);
         let renamed = std::fs::rename(&spare, &path).and_then(|()| board::durable::sync_dir(&self.dir));
-        if let Err(error) = renamed {
-            // Whichever name it has now, it is listed again at the next open.
-            return Err(error);
-        }
+        renamed?;
         self.next_generation += 1;
         if let Some(unused) = self.segments.insert(first_seq, segment) {
             remove_logged(&unused.path(&self.dir));

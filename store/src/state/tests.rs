@@ -154,15 +154,12 @@ proptest! {
         for (writes, reopen) in steps {
             let mut batch = Batch::default();
             for (key, size) in writes {
-                match size {
-                    Some(size) => {
-                        batch.put(&key, &job("z".repeat(size))).unwrap();
-                        model.insert(key, size);
-                    }
-                    None => {
-                        batch.delete::<Job>(&key);
-                        model.remove(&key);
-                    }
+                if let Some(size) = size {
+                    batch.put(&key, &job("z".repeat(size))).unwrap();
+                    model.insert(key, size);
+                } else {
+                    batch.delete::<Job>(&key);
+                    model.remove(&key);
                 }
             }
             run(state.commit(batch)).unwrap();

@@ -96,7 +96,7 @@ fn json_record(item: Json) -> Option<Record> {
             "vs" => record.value = Some(Value::Text(text(&value)?)),
             "vb" => record.value = Some(Value::Bool(value.as_bool()?)),
             "vd" => {
-                record.value = Some(Value::Data(URL_SAFE_NO_PAD.decode(value.as_str()?.trim_end_matches('=')).ok()?))
+                record.value = Some(Value::Data(URL_SAFE_NO_PAD.decode(value.as_str()?.trim_end_matches('=')).ok()?));
             }
             "s" => record.has_sum = true,
             "t" => record.time = Some(value.as_f64()?),

@@ -141,9 +141,8 @@ impl Users {
             };
         }
         match login {
-            None if door.anonymous && self.0.is_empty() => Ok(Rights::all()),
+            _ if door.anonymous && self.0.is_empty() => Ok(Rights::all()),
             None => Err(Denied::NoLogin),
-            Some(_) if door.anonymous && self.0.is_empty() => Ok(Rights::all()),
             Some((name, password)) => match self.0.get(name) {
                 Some(user) if user.password.as_ref().is_some_and(|it| it.is(password)) => Ok(user.rights()),
                 _ => Err(Denied::BadLogin),

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
-    auth::{Denied, Rights},
+    auth::{Denied, Door, Rights},
     check::Bad,
     packet::{self, Connect, Granted, Incoming, Publish, Refusal, Version, Welcome},
     window::Window,
@@ -201,7 +201,7 @@ impl Connection {
         if self.shared.is_banned(self.peer.ip()) {
             return Err(Refusal::Busy);
         }
-        let door = self.shared.door(self.peer);
+        let door = Door { anonymous: self.peer.ip().to_canonical().is_loopback() };
         self.shared.options.users.admit(door, connect.login.as_ref(), certificate).map_err(|denied| match denied {
             Denied::NoLogin => Refusal::NotAuthorized,
             Denied::BadLogin => {

@@ -25,7 +25,7 @@ use store::state::State;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
 use crate::{ingest::Ingest, router::Message};
-use auth::{Door, Users};
+use auth::Users;
 use connection::Connection;
 use metrics::MqttMetrics;
 
@@ -201,11 +201,6 @@ async fn accept(sockets: &[(TcpListener, Option<Arc<tls::Server>>)]) -> io::Resu
 }
 
 impl Shared {
-    /// A door without names: plain, on loopback.
-    fn door(&self, peer: SocketAddr) -> Door {
-        Door { anonymous: peer.ip().to_canonical().is_loopback() }
-    }
-
     /// Whether this peer has failed to log in too often of late.
     fn is_banned(&self, peer: IpAddr) -> bool {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);

@@ -371,7 +371,7 @@ pub fn refuse(out: &mut BytesMut, version: Version, refusal: Refusal) {
         Refusal::ClientId => (2, 0x85),
         Refusal::Malformed => {
             return if version == Version::V5 {
-                connack_code(out, version, 0x81)
+                connack_code(out, version, 0x81);
             };
         }
         Refusal::Busy => (3, 0x89),

@@ -155,7 +155,7 @@ impl<'a> Link<'a> {
             return Ok(wait);
         }
         for reading in taken.readings {
-            let numbers = vec![reading.seq..reading.seq + 1];
+            let numbers = ranges(std::iter::once(reading.seq));
             wait = wait.max(self.publish(client, options.map(&reading.topic), reading.payload, numbers)?);
         }
         Ok(wait)

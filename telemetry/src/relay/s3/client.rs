@@ -1,7 +1,7 @@
 //! Objects into a bucket of any S3, or into a folder that stands in for one.
 //!
 //! Path style, signed in the URL (so no streaming checksums, which Ceph 16 refuses); the body is guarded by Content-MD5,
-//! and the ETag that comes back is compared.
+//! and the `ETag` that comes back is compared.
 
 use std::{
     path::{Path, PathBuf},
