@@ -7,9 +7,11 @@
 
 pub mod auth;
 pub mod check;
+mod client;
 mod connection;
 mod metrics;
 mod packet;
+mod storing;
 mod window;
 
 use std::{
@@ -28,6 +30,9 @@ use crate::{ingest::Ingest, router::Message};
 use auth::Users;
 use connection::Connection;
 use metrics::MqttMetrics;
+
+/// A client that does not take what is written is cut off after this.
+const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How the listener is set up.
 #[derive(Debug, Clone)]

@@ -1,1 +1,0 @@
-//! Large files to S3.

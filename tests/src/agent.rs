@@ -1,0 +1,152 @@
+//! The agent under test.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{free_port, wait_until};
+
+/// A running (or killed) agent with a data directory of its own.
+pub struct Agent {
+    dir: PathBuf,
+    data: PathBuf,
+    config: PathBuf,
+    /// Port of the MQTT listener.
+    pub mqtt: u16,
+    /// Port of the HTTP server.
+    pub http: u16,
+    child: Option<Child>,
+}
+
+/// The binary: `EDGE_AGENT_BIN`, or the one that cargo built beside this test.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("EDGE_AGENT_BIN") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    let dir = test.parent().and_then(Path::parent).context("the test is not in a target folder")?;
+    let path = dir.join("edge-agent");
+    ensure!(path.exists(), "{} is missing: `cargo build --workspace` first", path.display());
+    Ok(path)
+}
+
+impl Agent {
+    /// Prepares an agent under `dir` with more configuration; not yet running.
+    pub fn new(dir: &Path, more: &str) -> Result<Self> {
+        Self::with_data(dir, &dir.join("data"), more)
+    }
+
+    /// The same, with its data elsewhere.
+    pub fn with_data(dir: &Path, data: &Path, more: &str) -> Result<Self> {
+        let (mqtt, http) = (free_port()?, free_port()?);
+        let config = dir.join("config.toml");
+        let (data, run) = (data.to_owned(), dir.join("run"));
+        let text = format!(
+            "[agent]\nname = \"board-1\"\ndata_dir = \"{}\"\nrun_dir = \"{}\"\n\
+             [mqtt]\nlisten = [\"127.0.0.1:{mqtt}\"]\n[http]\nlisten = \"127.0.0.1:{http}\"\n{more}",
+            data.display(),
+            run.display()
+        );
+        fs::write(&config, text)?;
+        Ok(Self { dir: dir.to_owned(), data, config, mqtt, http, child: None })
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(&mut self) -> Result<()> {
+        self.start_unready()?;
+        let url = format!("http://127.0.0.1:{}/readyz", self.http);
+        let ready =
+            || Command::new("curl").args(["-sf", "-o", "/dev/null", &url]).status().is_ok_and(|it| it.success());
+        wait_until("the agent is ready", Duration::from_secs(20), ready).with_context(|| self.log())
+    }
+
+    /// Starts it.
+    pub fn start_unready(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.dir.join("agent.log"))?;
+        let child = Command::new(binary()?)
+            .arg("--config")
+            .arg(&self.config)
+            .arg("run")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM; fails unless it ends well within `patience`.
+    pub fn stop(&mut self, patience: Duration) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
+        let mut status = None;
+        wait_until("the agent stops", patience, || {
+            status = child.try_wait().ok().flatten();
+            status.is_some()
+        })?;
+        ensure!(status.is_some_and(|it| it.success()), "the agent ended with {status:?}\n{}", self.log());
+        Ok(())
+    }
+
+    /// Runs a command of the same binary with the same configuration.
+    pub fn command(&self, args: &[&str]) -> Result<Output> {
+        Ok(Command::new(binary()?).arg("--config").arg(&self.config).args(args).stdin(Stdio::null()).output()?)
+    }
+
+    /// `status --json`.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let output = self.command(&["status", "--json"])?;
+        serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// The words of one service's state, problem and remedy together.
+    pub fn service(&self, name: &str) -> Result<String> {
+        let status = self.status()?;
+        let services = status["services"].as_array().cloned().unwrap_or_default();
+        let service = services.iter().find(|it| it["name"] == name).with_context(|| format!("no service {name}"))?;
+        Ok(service.to_string())
+    }
+
+    /// The rows of `telemetry query --json`.
+    pub fn query(&self) -> Result<Vec<serde_json::Value>> {
+        let output = self.command(&["telemetry", "query", "--json"])?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output
+            .stdout
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| Ok(serde_json::from_slice(line)?))
+            .collect()
+    }
+
+    /// Where its data are.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The end of its log.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
+        text.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.kill(); // It may be gone already.
+    }
+}

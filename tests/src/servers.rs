@@ -1,0 +1,158 @@
+//! Real servers: Debian's mosquitto as the core's broker, Ceph's RADOS Gateway as S3, and Python for what users run.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Certificates, free_port, wait_until};
+
+/// The core's broker, durable across a SIGTERM, with a subscriber that keeps all it hears.
+pub struct Mosquitto {
+    dir: PathBuf,
+    /// TLS port; it wants a client certificate.
+    pub tls_port: u16,
+    plain_port: u16,
+    child: Option<Child>,
+    subscriber: Option<Child>,
+}
+
+impl Mosquitto {
+    /// Starts a broker and a subscriber to everything.
+    pub fn start(dir: &Path, certificates: &Certificates) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let (tls_port, plain_port) = (free_port()?, free_port()?);
+        let config = format!(
+            "user root\npersistence true\npersistence_location {dir}/\nmax_queued_messages 0\nmax_inflight_messages 200\n\
+             per_listener_settings false\nallow_anonymous true\nlistener {plain_port} 127.0.0.1\n\
+             listener {tls_port} 127.0.0.1\ncafile {ca}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate true\n\
+             tls_version tlsv1.3\n",
+            dir = dir.display(),
+            ca = certificates.ca.display(),
+            cert = certificates.server.0.display(),
+            key = certificates.server.1.display(),
+        );
+        fs::write(dir.join("mosquitto.conf"), config)?;
+        let mut it = Self { dir: dir.to_owned(), tls_port, plain_port, child: None, subscriber: None };
+        it.resume()?;
+        let heard = fs::File::create(dir.join("heard"))?;
+        let port = plain_port.to_string();
+        let subscriber = Command::new("mosquitto_sub")
+            .args(["-p", &port, "-t", "#", "-q", "1", "-c", "-i", "core", "-F", "%x"])
+            .stdout(heard)
+            .stderr(Stdio::null())
+            .spawn()
+            .context("mosquitto_sub is missing: install mosquitto-clients")?;
+        it.subscriber = Some(subscriber);
+        Ok(it)
+    }
+
+    /// Starts the broker again after `pause`.
+    pub fn resume(&mut self) -> Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
+        let config = self.dir.join("mosquitto.conf");
+        let child = Command::new("/usr/sbin/mosquitto").arg("-c").arg(config).stdout(Stdio::null()).stderr(log).spawn();
+        self.child = Some(child.context("mosquitto is missing: install it")?);
+        let port = self.plain_port;
+        wait_until("mosquitto listens", Duration::from_secs(10), || TcpStream::connect(("127.0.0.1", port)).is_ok())
+    }
+
+    /// Stops the broker; it writes down what it has. To the agent the link is down.
+    pub fn pause(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// The payloads heard so far.
+    pub fn heard(&self) -> Result<Vec<Vec<u8>>> {
+        let text = fs::read_to_string(self.dir.join("heard"))?;
+        Ok(text.lines().filter_map(from_hex).collect())
+    }
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let pair = |n: usize| u8::from_str_radix(text.get(2 * n..2 * n + 2)?, 16).ok();
+    (0..text.len() / 2).map(pair).collect()
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        for child in [&mut self.child, &mut self.subscriber].into_iter().flatten() {
+            let _ = child.kill(); // It may be gone already.
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A Ceph cluster of one monitor, one OSD and one gateway.
+pub struct Ceph {
+    dir: PathBuf,
+    /// `AWS_…` settings.
+    pub env: BTreeMap<String, String>,
+}
+
+impl Ceph {
+    /// Starts it, with a bucket `sensors`.
+    pub fn start(dir: &Path) -> Result<Self> {
+        let mut it = Self { dir: dir.to_owned(), env: BTreeMap::new() };
+        it.script("start")?;
+        let settings = it.script("env")?;
+        it.env = settings.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
+        python(
+            "import boto3, os; boto3.client('s3', endpoint_url=os.environ['AWS_ENDPOINT_URL']).create_bucket(Bucket='sensors')",
+            &it.env,
+        )?;
+        Ok(it)
+    }
+
+    fn script(&self, verb: &str) -> Result<String> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("ceph-rgw.sh");
+        let output = Command::new(script).arg(verb).arg(&self.dir).stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "ceph-rgw.sh {verb}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// One of its settings.
+    pub fn setting(&self, name: &str) -> &str {
+        self.env.get(name).map_or("", String::as_str)
+    }
+
+    /// kill -9 of the gateway.
+    pub fn kill_gateway(&self) -> Result<()> {
+        let pid = fs::read_to_string(self.dir.join("run/rgw.pid"))?;
+        let killed = Command::new("kill").args(["-KILL", pid.trim()]).status()?;
+        ensure!(killed.success(), "cannot kill the gateway, process {}", pid.trim());
+        Ok(())
+    }
+
+    /// Starts what was killed, with the same data, port and keys.
+    pub fn revive(&self) -> Result<()> {
+        self.script("start").map(drop)
+    }
+}
+
+impl Drop for Ceph {
+    fn drop(&mut self) {
+        let _ = self.script("purge"); // The folder is temporary; processes end with their folder's script or not at all.
+    }
+}
+
+/// Runs a Python script with the packages that `cargo xtask setup` installs; returns what it prints.
+pub fn python(script: &str, env: &BTreeMap<String, String>) -> Result<String> {
+    let home = std::env::var("HOME").unwrap_or_else(|_| "/root".into());
+    let default = format!("{home}/.cache/edge-agent/venv-2/bin/python");
+    let python = std::env::var("EDGE_AGENT_PYTHON").unwrap_or(default);
+    let output = Command::new(&python).args(["-c", script]).envs(env).stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("{python} is missing: run `cargo xtask setup`"))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
