@@ -9,7 +9,10 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
-use board::{metrics::Metrics, tasks::Context};
+use board::{
+    metrics::Metrics,
+    tasks::{self, Context, ServiceHealth},
+};
 use hyper_util::{rt::TokioIo, rt::TokioTimer, service::TowerToHyperService};
 use telemetry::ingest::Ingest;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
@@ -39,10 +42,10 @@ fn open_metrics(metrics: &Metrics) -> Response {
     ([(header::CONTENT_TYPE, kind)], metrics.encode()).into_response()
 }
 
-/// Ready once the sources accept readings.
+/// Ready once the sources accept readings; relays may wait for their link for days.
 async fn ready(State(board): State<Arc<Board>>) -> Response {
-    let starting: Vec<_> =
-        board.health.snapshot().into_iter().filter(|it| it.state == board::tasks::State::Starting).collect();
+    let is_starting = |it: &ServiceHealth| it.state == tasks::State::Starting && !it.name.starts_with("relay.");
+    let starting: Vec<_> = board.health.snapshot().into_iter().filter(is_starting).collect();
     if starting.is_empty() {
         return "ok".into_response();
     }

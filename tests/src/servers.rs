@@ -72,6 +72,11 @@ impl Mosquitto {
         Ok(())
     }
 
+    /// Starts it unless it runs.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        if self.child.is_some() { Ok(()) } else { self.resume() }
+    }
+
     /// The payloads heard so far.
     pub fn heard(&self) -> Result<Vec<Vec<u8>>> {
         let text = fs::read_to_string(self.dir.join("heard"))?;
@@ -149,7 +154,7 @@ impl Drop for Ceph {
 /// Runs a Python script with the packages that `cargo xtask setup` installs; returns what it prints.
 pub fn python(script: &str, env: &BTreeMap<String, String>) -> Result<String> {
     let home = std::env::var("HOME").unwrap_or_else(|_| "/root".into());
-    let default = format!("{home}/.cache/edge-agent/venv-2/bin/python");
+    let default = format!("{home}/.cache/edge-agent/venv-3/bin/python");
     let python = std::env::var("EDGE_AGENT_PYTHON").unwrap_or(default);
     let output = Command::new(&python).args(["-c", script]).envs(env).stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("{python} is missing: run `cargo xtask setup`"))?;

