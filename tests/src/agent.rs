@@ -58,11 +58,16 @@ impl Agent {
 
     /// Starts it and waits until it is ready.
     pub fn start(&mut self) -> Result<()> {
+        self.start_within(Duration::from_secs(20))
+    }
+
+    /// The same, with less or more patience.
+    pub fn start_within(&mut self, patience: Duration) -> Result<()> {
         self.start_unready()?;
         let url = format!("http://127.0.0.1:{}/readyz", self.http);
         let ready =
             || Command::new("curl").args(["-sf", "-o", "/dev/null", &url]).status().is_ok_and(|it| it.success());
-        wait_until("the agent is ready", Duration::from_secs(20), ready).with_context(|| self.log())
+        wait_until("the agent is ready", patience, ready).with_context(|| self.log())
     }
 
     /// Starts it.

@@ -7,6 +7,7 @@ mod certificates;
 mod disk;
 mod publisher;
 mod servers;
+pub mod written;
 
 pub use agent::Agent;
 pub use certificates::Certificates;
@@ -48,6 +49,7 @@ pub struct Dice(u64);
 
 impl Dice {
     /// Seeded by `EDGE_AGENT_SEED` or the clock.
+    #[allow(clippy::print_stderr)] // For whoever reads the failed test's output.
     pub fn new() -> Self {
         let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let clock = clock.map_or(1, |it| u64::try_from(it.as_nanos()).unwrap_or(1));

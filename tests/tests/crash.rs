@@ -64,13 +64,13 @@ fn crash_every_acknowledged_reading_arrives() -> Result<()> {
 
 fn configuration(certificates: &Certificates, broker: &Mosquitto, ceph: &Ceph) -> String {
     format!(
-        "[relay.mqtt]\nurl = \"mqtts://localhost:{port}\"\nca_file = {ca:?}\ncert_file = {cert:?}\nkey_file = {key:?}\n\
+        "[relay.mqtt]\nurl = \"mqtts://localhost:{port}\"\nca_file = \"{ca}\"\ncert_file = \"{cert}\"\nkey_file = \"{key}\"\n\
          [relay.s3]\nendpoint = \"{endpoint}\"\nbucket = \"sensors\"\nprefix = \"field\"\naccess_key_id = \"{id}\"\n\
          secret_access_key = \"{secret}\"\nflush_interval = \"1s\"\n",
         port = broker.tls_port,
-        ca = certificates.ca,
-        cert = certificates.client.0,
-        key = certificates.client.1,
+        ca = certificates.ca.display(),
+        cert = certificates.client.0.display(),
+        key = certificates.client.1.display(),
         endpoint = ceph.setting("AWS_ENDPOINT_URL"),
         id = ceph.setting("AWS_ACCESS_KEY_ID"),
         secret = ceph.setting("AWS_SECRET_ACCESS_KEY"),
