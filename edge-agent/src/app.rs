@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use board::{clock::Clock, identity::Identity, metrics::Metrics, tasks::Supervisor};
 use store::{lock::Lock, state::State};
-use telemetry::{ingest::Ingest, mqtt, outbox::Outbox, relay, router::Router};
+use telemetry::{
+    board_metrics::BoardMetrics, ingest::Ingest, mqtt, outbox::Outbox, relay, router::Router, socket::Socket,
+    uploads::Uploads,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -79,12 +82,17 @@ impl App {
         let listener = mqtt::Listener::bind(config.mqtt.clone(), ingest.clone(), state.clone(), &metrics).await?;
         let mqtt_port = listener.local_addrs().first().map(std::net::SocketAddr::port);
         let mut supervisor = Supervisor::new();
+        let uploads = config
+            .uploads
+            .clone()
+            .map(|options| Uploads::new(options, state.clone(), outbox.clock().clone(), &metrics));
         let board = Arc::new(Board {
             name: config.name.clone(),
             data_dir: config.data_dir.clone(),
             health: supervisor.health(),
             outbox: outbox.clone(),
             state: state.clone(),
+            uploads: uploads.clone(),
             started: std::time::Instant::now(),
             mended,
         });
@@ -97,6 +105,8 @@ impl App {
             format!("data      {}", config.data_dir.display()),
         ];
         let control = control::Server::bind(&config.socket(), ingest.clone(), board.clone())?;
+        let socket = Socket::bind(&config.readings_socket(), ingest.clone(), &metrics)?;
+        greeting.push(format!("socket    {}", config.readings_socket().display()));
         if let Some(address) = config.http_listen {
             let routes = http::routes(&ingest, &config.http, &metrics, board.clone());
             let server = HttpServer::bind(address, routes).await?;
@@ -113,7 +123,7 @@ impl App {
             supervisor.service("relay.mqtt", move |context| relay.clone().run(context));
         }
         if let Some(options) = &config.relay_s3 {
-            greeting.push(format!("relay     {} bucket {}", options.endpoint, options.bucket));
+            greeting.push(format!("relay     {} bucket {}", options.target.endpoint, options.target.bucket));
             let relay = relay::s3::Relay::new(options.clone(), outbox.clone(), &metrics);
             supervisor.service("relay.s3", move |context| relay.clone().run(context));
         }
@@ -123,6 +133,14 @@ impl App {
         }
         let saved = state.clone();
         supervisor.service("sessions", move |context| router.clone().run(saved.clone(), context));
+        if let Some(uploads) = uploads {
+            supervisor.service("uploads", move |context| uploads.clone().run(context));
+        }
+        if let Some(options) = &config.board_metrics {
+            let source = BoardMetrics::new(options.clone(), ingest.clone());
+            supervisor.service("board_metrics", move |context| source.clone().run(context));
+        }
+        supervisor.service("socket", move |context| socket.clone().run(context));
         supervisor.service("control", move |context| control.clone().run(context));
         supervisor.service("mqtt", move |context| listener.clone().run(context));
         Ok(Self { supervisor, outbox, state, greeting, mqtt_port, _lock: lock })

@@ -13,7 +13,10 @@ use prometheus_client::{
     metrics::gauge::ConstGauge,
 };
 use store::state::State;
-use telemetry::outbox::{Outbox, Waiting};
+use telemetry::{
+    outbox::{Outbox, Waiting},
+    uploads::{Standing, Uploads},
+};
 
 /// What a status is made of.
 pub struct Board {
@@ -27,6 +30,8 @@ pub struct Board {
     pub outbox: Outbox,
     /// The state.
     pub state: State,
+    /// Large files, where there is an S3 for them.
+    pub uploads: Option<Uploads>,
     /// Start of the agent.
     pub started: Instant,
     /// What opening the store found damaged.
@@ -50,6 +55,8 @@ pub struct Status {
     pub services: Vec<ServiceHealth>,
     /// The outbox.
     pub outbox: OutboxStatus,
+    /// Large files.
+    pub uploads: Option<Standing>,
     /// Bytes: proportional set size, its anonymous part, and free on the data's disk.
     pub memory_pss: u64,
     /// The anonymous part of it.
@@ -104,6 +111,7 @@ impl Board {
                 disk_bytes: stats.disk_bytes,
                 waiting: self.outbox.waiting(),
             },
+            uploads: self.uploads.as_ref().map(Uploads::standing),
             memory_pss: memory.pss,
             memory_anonymous: memory.anonymous,
             disk_free: sys::disk(&self.data_dir).map_or(0, |disk| disk.free),
@@ -160,6 +168,9 @@ pub fn text(status: &Status) -> String {
     for waiting in &status.outbox.waiting {
         let _ = writeln!(out, "  {:<10} {} readings wait", waiting.relay, waiting.readings);
     }
+    for line in status.uploads.iter().filter(|it| it.files > 0) {
+        let _ = writeln!(out, "  {:<10} {}", "uploads", standing(line));
+    }
     for service in status.services.iter().filter(|service| service.name != "outbox") {
         let (mark, words) = match &service.state {
             ServiceState::Starting => (' ', "starting".to_owned()),
@@ -182,6 +193,14 @@ pub fn text(status: &Status) -> String {
         mb(status.disk_free)
     );
     out
+}
+
+fn standing(uploads: &Standing) -> String {
+    let files = format!("{} files of {} MB wait", uploads.files, uploads.bytes / 1_000_000);
+    match &uploads.current {
+        Some(name) => format!("{files}; {name} is at {} %", uploads.done * 100 / uploads.size.max(1)),
+        None => files,
+    }
 }
 
 fn span(seconds: u64) -> String {

@@ -3,6 +3,7 @@
 //! The way of a reading: a source (`mqtt`, `http`, `socket`, `board_metrics`) hands it to `ingest`, which puts it into
 //! the `outbox` (durable) and then to local subscribers (`router`); the `relay`s read the outbox, each at its own pace.
 
+pub mod board_metrics;
 pub mod decode;
 pub mod http;
 pub mod ingest;
@@ -12,4 +13,8 @@ pub mod parquet;
 pub mod reading;
 pub mod relay;
 pub mod router;
+pub mod s3;
+pub mod socket;
+pub mod throttle;
 pub mod topic;
+pub mod uploads;

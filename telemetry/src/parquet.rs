@@ -4,7 +4,7 @@
 //! `payload` binary, each null where there is none. `payload` holds what could not be read as measurements, and binary
 //! values. Rows are sorted by topic and seq; the same readings at the same times give the same bytes.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use parquet::{
     basic::{Compression, Encoding, ZstdLevel},
@@ -91,29 +91,49 @@ pub fn rows(epoch: u64, reading: &Reading, time_us: i64) -> Vec<Row> {
 }
 
 /// A Parquet file of these rows, sorted by topic and seq (rows of one reading keep their order).
-pub fn encode(mut rows: Vec<Row>) -> Result<Vec<u8>, ParquetError> {
-    rows.sort_by(|a, b| (&a.topic, a.seq).cmp(&(&b.topic, b.seq)));
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
-    let delta = |builder: parquet::file::properties::WriterPropertiesBuilder, name: &str| {
-        let column = ColumnPath::from(name);
-        builder
-            .set_column_dictionary_enabled(column.clone(), false)
-            .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
-    };
-    let builder = WriterProperties::builder()
-        .set_created_by(format!("edge-agent {}", env!("CARGO_PKG_VERSION")))
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?));
-    let properties = ["seq", "time"].into_iter().fold(builder, delta).build();
-    let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties))?;
-    let mut group = file.next_row_group()?;
-    for column in COLUMNS {
-        if let Some(mut writer) = group.next_column()? {
-            column(&mut writer, &rows)?;
-            writer.close()?;
-        }
+pub fn encode(rows: Vec<Row>) -> Result<Vec<u8>, ParquetError> {
+    let mut writer = Writer::new(Vec::new())?;
+    writer.group(rows)?;
+    writer.finish()
+}
+
+/// Writes a Parquet file of any length, a group of rows at a time.
+pub struct Writer<W: io::Write + Send>(SerializedFileWriter<W>);
+
+impl<W: io::Write + Send> Writer<W> {
+    /// Begins a file.
+    pub fn new(sink: W) -> Result<Self, ParquetError> {
+        let schema = Arc::new(parse_message_type(SCHEMA)?);
+        let delta = |builder: parquet::file::properties::WriterPropertiesBuilder, name: &str| {
+            let column = ColumnPath::from(name);
+            builder
+                .set_column_dictionary_enabled(column.clone(), false)
+                .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
+        };
+        let builder = WriterProperties::builder()
+            .set_created_by(format!("edge-agent {}", env!("CARGO_PKG_VERSION")))
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?));
+        let properties = ["seq", "time"].into_iter().fold(builder, delta).build();
+        SerializedFileWriter::new(sink, schema, Arc::new(properties)).map(Self)
     }
-    group.close()?;
-    file.into_inner()
+
+    /// Writes a group of rows, sorted by topic and seq.
+    pub fn group(&mut self, mut rows: Vec<Row>) -> Result<(), ParquetError> {
+        rows.sort_by(|a, b| (&a.topic, a.seq).cmp(&(&b.topic, b.seq)));
+        let mut group = self.0.next_row_group()?;
+        for column in COLUMNS {
+            if let Some(mut writer) = group.next_column()? {
+                column(&mut writer, &rows)?;
+                writer.close()?;
+            }
+        }
+        group.close().map(drop)
+    }
+
+    /// Ends the file.
+    pub fn finish(self) -> Result<W, ParquetError> {
+        self.0.into_inner()
+    }
 }
 
 type Column = fn(&mut SerializedColumnWriter<'_>, &[Row]) -> Result<(), ParquetError>;

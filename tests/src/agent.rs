@@ -48,7 +48,8 @@ impl Agent {
         let (data, run) = (data.to_owned(), dir.join("run"));
         let text = format!(
             "[agent]\nname = \"board-1\"\ndata_dir = \"{}\"\nrun_dir = \"{}\"\n\
-             [mqtt]\nlisten = [\"127.0.0.1:{mqtt}\"]\n[http]\nlisten = \"127.0.0.1:{http}\"\n{more}",
+             [mqtt]\nlisten = [\"127.0.0.1:{mqtt}\"]\n[http]\nlisten = \"127.0.0.1:{http}\"\n\
+             [board_metrics]\nenabled = false\n{more}",
             data.display(),
             run.display()
         );

@@ -3,6 +3,7 @@
 pub mod run;
 mod show;
 mod telemetry;
+mod upload;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -75,6 +76,11 @@ enum Command {
     /// Readings: put, query, tail, export, stats
     #[command(subcommand)]
     Telemetry(telemetry::Command),
+    /// Queue large files for S3: sent in parts, resumed after a restart or a power cut
+    #[command(
+        after_help = "Examples:\n  edge-agent upload flight7.tif\n  edge-agent upload --as flight7/scan.tif --wait scan.tif\n\nThe object is PREFIX/_uploads/BOARD/DATE/NAME. Files may also be put into the spool directory by hand."
+    )]
+    Upload(upload::Upload),
     /// The configuration in force
     #[command(subcommand)]
     Config(show::ConfigCommand),
@@ -115,6 +121,7 @@ impl Cli {
             Command::Status { watch } => show::status(&config, self.json, watch).await,
             Command::Doctor => crate::doctor::run(&config, self.json).await,
             Command::Telemetry(command) => command.run(&config, self.json).await,
+            Command::Upload(command) => upload::run(&config, command, self.json).await,
             Command::Config(command) => show::config(&command, &figment, file.as_deref(), self.json),
             Command::Completions { .. } | Command::Demo { .. } => Ok(ExitCode::SUCCESS),
         }

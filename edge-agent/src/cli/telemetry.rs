@@ -1,10 +1,16 @@
 //! `edge-agent telemetry …`: through the running agent, or on the store where none runs.
 
-use std::{io::Read, path::PathBuf, process::ExitCode};
+use std::{
+    io::{IsTerminal, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use ::telemetry::{
     outbox::{Outbox, query, query::Query},
-    reading::NewReading,
+    parquet,
+    reading::{NewReading, Reading},
     topic,
 };
 use anyhow::{Context, bail};
@@ -47,12 +53,23 @@ pub enum Command {
     Export {
         #[command(flatten)]
         selection: Selection,
+        /// One JSON object a line, or Parquet with the columns of the objects in S3
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
         /// File [default: standard output]
         #[arg(long, short)]
         output: Option<PathBuf>,
     },
     /// Figures of the outbox
     Stats,
+}
+
+/// What an export is written as.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub enum Format {
+    #[default]
+    Ndjson,
+    Parquet,
 }
 
 #[derive(Debug, Args)]
@@ -75,24 +92,17 @@ impl Command {
     pub async fn run(self, config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         match self {
             Self::Put { topic, payload } => put(config, topic, payload, json).await?,
-            Self::Query(selection) => {
-                query_rows(config, selection, move |row| print(row, json)).await?;
-            }
+            Self::Query(selection) => show(config, selection, json).await?,
             Self::Tail { topic } => {
                 let mut client = Client::connect(&config.socket()).await?;
                 let url = format!("/v1/tail?topic={}", encode(&topic.unwrap_or_else(|| "#".into())));
                 client.lines(&url, |line| print_line(line, json)).await?;
             }
-            Self::Export { selection, output } => export(config, selection, output).await?,
+            Self::Export { selection, format, output } => export(config, selection, format, output).await?,
             Self::Stats => stats(config, json).await?,
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn print(row: &Row, json: bool) -> anyhow::Result<()> {
-    out(if json { serde_json::to_string(row)? } else { row.line() });
-    Ok(())
 }
 
 fn print_line(line: &[u8], json: bool) -> bool {
@@ -156,11 +166,12 @@ async fn put_into_store(config: &Config, topic: String, payload: Bytes) -> anyho
     Ok(range.start)
 }
 
-/// Runs a query against the log as it lies on disk, whether or not an agent writes to it.
-async fn query_rows(
+/// Runs a query against the log as it lies on disk, whether or not an agent writes to it; `each` gets the store's epoch, a
+/// reading and its time in µs.
+async fn query(
     config: &Config,
     selection: Selection,
-    mut each: impl FnMut(&Row) -> anyhow::Result<()> + Send + 'static,
+    mut each: impl FnMut(u64, &Reading, i64) -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<u64> {
     if let Some(filter) = &selection.topic {
         topic::check_filter(filter)?;
@@ -177,30 +188,77 @@ async fn query_rows(
         for found in query::run(&log, &clock, &query).take(selection.limit.unwrap_or(usize::MAX)) {
             let (reading, time_us) = found?;
             count += 1;
-            for row in readings::rows(epoch, &reading, time_us) {
-                each(&row)?;
-            }
+            each(epoch, &reading, time_us)?;
         }
         Ok(count)
     })
     .await?
 }
 
-async fn export(config: &Config, selection: Selection, output: Option<PathBuf>) -> anyhow::Result<()> {
-    let Some(path) = output else {
-        query_rows(config, selection, |row| print(row, true)).await?;
-        return Ok(());
+async fn show(config: &Config, selection: Selection, json: bool) -> anyhow::Result<()> {
+    query(config, selection, move |epoch, reading, time_us| {
+        for row in readings::rows(epoch, reading, time_us) {
+            out(if json { serde_json::to_string(&row)? } else { row.line() });
+        }
+        Ok(())
+    })
+    .await
+    .map(drop)
+}
+
+async fn export(config: &Config, selection: Selection, format: Format, output: Option<PathBuf>) -> anyhow::Result<()> {
+    let sink: Box<dyn std::io::Write + Send> = match (&output, format) {
+        (Some(path), _) => {
+            Box::new(std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+        }
+        (None, Format::Parquet) if std::io::stdout().is_terminal() => {
+            bail!("Parquet is no text for a terminal: name a file with --output");
+        }
+        (None, _) => Box::new(std::io::stdout()),
     };
-    let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    let mut file = std::io::BufWriter::new(file);
-    let count = query_rows(config, selection, move |row| {
-        serde_json::to_writer(&mut file, row)?;
-        std::io::Write::write_all(&mut file, b"\n")?;
+    let sink = std::io::BufWriter::new(sink);
+    let count = match format {
+        Format::Ndjson => export_ndjson(config, selection, sink).await?,
+        Format::Parquet => export_parquet(config, selection, sink).await?,
+    };
+    if let Some(path) = output {
+        out(format!("{count} readings in {}", path.display()));
+    }
+    Ok(())
+}
+
+type Sink = std::io::BufWriter<Box<dyn std::io::Write + Send>>;
+
+async fn export_ndjson(config: &Config, selection: Selection, mut sink: Sink) -> anyhow::Result<u64> {
+    query(config, selection, move |epoch, reading, time_us| {
+        for row in readings::rows(epoch, reading, time_us) {
+            serde_json::to_writer(&mut sink, &row)?;
+            sink.write_all(b"\n")?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// In groups of rows, so that memory does not grow with the export.
+async fn export_parquet(config: &Config, selection: Selection, sink: Sink) -> anyhow::Result<u64> {
+    const GROUP: usize = 50_000;
+    let state = Arc::new(Mutex::new((parquet::Writer::new(sink)?, Vec::new())));
+    let writing = state.clone();
+    let count = query(config, selection, move |epoch, reading, time_us| {
+        let (writer, rows) = &mut *writing.lock().unwrap_or_else(PoisonError::into_inner);
+        rows.extend(parquet::rows(epoch, reading, time_us));
+        if rows.len() >= GROUP {
+            writer.group(std::mem::take(rows))?;
+        }
         Ok(())
     })
     .await?;
-    out(format!("{count} readings in {}", path.display()));
-    Ok(())
+    let state = Arc::into_inner(state).context("the query still runs")?;
+    let (mut writer, rows) = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    writer.group(rows)?;
+    writer.finish()?.flush()?;
+    Ok(count)
 }
 
 async fn stats(config: &Config, json: bool) -> anyhow::Result<()> {

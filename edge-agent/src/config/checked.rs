@@ -43,6 +43,12 @@ pub struct Config {
     pub relay_mqtt: Option<relay::mqtt::Options>,
     /// The S3 relay, if there is one.
     pub relay_s3: Option<relay::s3::Options>,
+    /// Where large files wait.
+    pub spool: PathBuf,
+    /// Uploads of large files, where there is an S3 to send them to.
+    pub uploads: Option<telemetry::uploads::Options>,
+    /// The board's own figures, if they are wanted.
+    pub board_metrics: Option<telemetry::board_metrics::Options>,
 }
 
 pub(super) fn wrong<T>(key: &str, problem: impl Into<String>) -> Result<T, Wrong> {
@@ -72,7 +78,12 @@ impl Config {
             tokens: raw.http.tokens,
             ..telemetry::http::Options::default()
         };
+        let relay_s3 = relays::s3(raw.relay.s3, &name)?;
+        let spool = raw.uploads.spool.unwrap_or_else(|| data_dir.join("spool"));
         Ok(Self {
+            board_metrics: board_metrics(raw.board_metrics, &data_dir)?,
+            uploads: relays::uploads(relay_s3.as_ref(), raw.uploads.part_bytes.0, &spool)?,
+            spool,
             data_dir,
             run_dir,
             log_format: raw.agent.log_format,
@@ -81,9 +92,14 @@ impl Config {
             http,
             outbox: outbox(raw.outbox)?,
             relay_mqtt: relays::mqtt(raw.relay.mqtt, &name)?,
-            relay_s3: relays::s3(raw.relay.s3, &name)?,
+            relay_s3,
             name,
         })
+    }
+
+    /// The socket that takes readings line by line.
+    pub fn readings_socket(&self) -> PathBuf {
+        self.run_dir.join("telemetry.sock")
     }
 
     /// The control socket.
@@ -202,6 +218,16 @@ fn users(raw: BTreeMap<String, raw::User>) -> Result<Users, Wrong> {
         users.insert(name, User { password, publish, subscribe });
     }
     Ok(Users(users))
+}
+
+fn board_metrics(raw: raw::BoardMetrics, data_dir: &Path) -> Result<Option<telemetry::board_metrics::Options>, Wrong> {
+    if raw.interval.0 < Duration::from_secs(1) {
+        return wrong("board_metrics.interval", "at least 1s");
+    }
+    topic::check_name(&raw.topic).or_else(|error| wrong("board_metrics.topic", error.to_string()))?;
+    let options =
+        telemetry::board_metrics::Options { interval: raw.interval.0, topic: raw.topic, data_dir: data_dir.to_owned() };
+    Ok(raw.enabled.then_some(options))
 }
 
 fn outbox(raw: raw::Outbox) -> Result<telemetry::outbox::Options, Wrong> {

@@ -21,6 +21,10 @@ pub struct Raw {
     pub outbox: Outbox,
     /// Where readings go.
     pub relay: Relay,
+    /// Large files.
+    pub uploads: Uploads,
+    /// The board's own figures as readings.
+    pub board_metrics: BoardMetrics,
 }
 
 /// How log lines look.
@@ -156,6 +160,40 @@ impl Default for Outbox {
     }
 }
 
+/// `[uploads]`; they go where `[relay.s3]` says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uploads {
+    /// Where files wait; `spool` in the data directory where it is not set.
+    pub spool: Option<PathBuf>,
+    /// Size of a part.
+    pub part_bytes: Size,
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self { spool: None, part_bytes: Size(16 << 20) }
+    }
+}
+
+/// `[board_metrics]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BoardMetrics {
+    /// Whether they are published.
+    pub enabled: bool,
+    /// Time between two readings.
+    pub interval: Span,
+    /// Where they are published.
+    pub topic: String,
+}
+
+impl Default for BoardMetrics {
+    fn default() -> Self {
+        Self { enabled: true, interval: Span(Duration::from_secs(60)), topic: "board/metrics".into() }
+    }
+}
+
 /// `[relay.…]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -233,6 +271,12 @@ pub struct RelayS3 {
     pub secret_access_key: Option<String>,
     /// A file in the form of `~/.aws/credentials`.
     pub credentials_file: Option<PathBuf>,
+    /// A token that is exchanged for keys that run out.
+    pub web_identity_token_file: Option<PathBuf>,
+    /// The role to ask for with that token.
+    pub role_arn: Option<String>,
+    /// Where the token is exchanged; the endpoint itself where it is not set.
+    pub sts_endpoint: Option<String>,
     /// PEM; the endpoint's CA.
     pub ca_file: Option<PathBuf>,
     /// Longest wait of a reading for its object.
@@ -253,6 +297,9 @@ impl Default for RelayS3 {
             access_key_id: None,
             secret_access_key: None,
             credentials_file: None,
+            web_identity_token_file: None,
+            role_arn: None,
+            sts_endpoint: None,
             ca_file: None,
             flush_interval: Span(Duration::from_secs(60)),
             flush_bytes: Size(1 << 20),

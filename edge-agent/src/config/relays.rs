@@ -1,9 +1,9 @@
 //! `[relay.mqtt]` and `[relay.s3]`, checked.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use board::tls::ClientFiles;
-use telemetry::relay;
+use telemetry::{relay, s3, throttle::Throttle};
 use url::Url;
 
 use super::{
@@ -46,7 +46,7 @@ pub(super) fn mqtt(raw: raw::RelayMqtt, board: &str) -> Result<Option<relay::mqt
 }
 
 pub(super) fn s3(raw: raw::RelayS3, board: &str) -> Result<Option<relay::s3::Options>, Wrong> {
-    let Some(text) = raw.endpoint else { return Ok(None) };
+    let Some(text) = raw.endpoint.clone() else { return Ok(None) };
     let endpoint = url("relay.s3.endpoint", &text)?;
     if !matches!(endpoint.scheme(), "http" | "https" | "file") {
         return wrong("relay.s3.endpoint", "write it like https://s3.example.org, or file:///folder for a stand-in");
@@ -54,14 +54,7 @@ pub(super) fn s3(raw: raw::RelayS3, board: &str) -> Result<Option<relay::s3::Opt
     if raw.bucket.is_empty() || raw.bucket.contains('/') {
         return wrong("relay.s3.bucket", "name the bucket");
     }
-    let credentials = match (raw.access_key_id, raw.secret_access_key, raw.credentials_file) {
-        (Some(key), Some(secret), None) => relay::s3::Credentials::Static { key, secret },
-        (None, None, Some(path)) => relay::s3::Credentials::File(path),
-        (None, None, None) => relay::s3::Credentials::Environment,
-        (_, _, Some(_)) => return wrong("relay.s3.credentials_file", "and access_key_id exclude each other"),
-        (Some(_), None, None) => return wrong("relay.s3.access_key_id", "needs secret_access_key"),
-        (None, Some(_), None) => return wrong("relay.s3.secret_access_key", "needs access_key_id"),
-    };
+    let credentials = credentials(&raw, &endpoint, board)?;
     if !(64 << 10..=8 << 20).contains(&raw.flush_bytes.0) {
         return wrong("relay.s3.flush_bytes", "from 64KiB to 8MiB: an object is built in memory");
     }
@@ -70,15 +63,72 @@ pub(super) fn s3(raw: raw::RelayS3, board: &str) -> Result<Option<relay::s3::Opt
     }
     let ca_file = readable("relay.s3.ca_file", raw.ca_file)?;
     Ok(Some(relay::s3::Options {
-        endpoint,
-        bucket: raw.bucket,
+        target: s3::Options {
+            endpoint,
+            bucket: raw.bucket,
+            region: raw.region,
+            credentials,
+            tls: ClientFiles { ca_file, ..ClientFiles::default() },
+        },
         prefix: raw.prefix.trim_matches('/').to_owned(),
-        region: raw.region,
-        credentials,
-        tls: ClientFiles { ca_file, ..ClientFiles::default() },
         flush_interval: raw.flush_interval.0,
         flush_bytes: usize::try_from(raw.flush_bytes.0).unwrap_or(1 << 20),
-        bandwidth: raw.bandwidth.map(|size| size.0),
+        throttle: Throttle::new(raw.bandwidth.map(|size| size.0)),
         board: board.to_owned(),
+    }))
+}
+
+/// Keys by name, from a file, in exchange for a token, or from the environment; the first two and the third exclude each
+/// other.
+fn credentials(raw: &raw::RelayS3, endpoint: &Url, board: &str) -> Result<s3::Credentials, Wrong> {
+    let by_name = match (raw.access_key_id.clone(), raw.secret_access_key.clone()) {
+        (Some(key), Some(secret)) => Some(s3::Credentials::Static { key, secret }),
+        (None, None) => None,
+        (Some(_), None) => return wrong("relay.s3.access_key_id", "needs secret_access_key"),
+        (None, Some(_)) => return wrong("relay.s3.secret_access_key", "needs access_key_id"),
+    };
+    let from_file = raw.credentials_file.clone().map(s3::Credentials::File);
+    let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let keys_in_env = env("AWS_ACCESS_KEY_ID").is_some();
+    let unset = by_name.is_none() && from_file.is_none();
+    // What Kubernetes sets for a pod with a web identity counts where nothing else is said.
+    let from_env = |name| if unset && !keys_in_env { env(name) } else { None };
+    let token_file = raw.web_identity_token_file.clone();
+    let token_file = token_file.or_else(|| from_env("AWS_WEB_IDENTITY_TOKEN_FILE").map(Into::into));
+    let by_token = match (token_file, raw.role_arn.clone().or_else(|| from_env("AWS_ROLE_ARN"))) {
+        (Some(token_file), Some(role_arn)) => {
+            let sts = raw.sts_endpoint.as_deref().map(|text| url("relay.s3.sts_endpoint", text)).transpose()?;
+            let sts = sts.unwrap_or_else(|| endpoint.clone());
+            let session = board.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            Some(s3::Credentials::WebIdentity(s3::WebIdentity { token_file, role_arn, sts, session }))
+        }
+        (Some(_), None) => return wrong("relay.s3.web_identity_token_file", "needs role_arn"),
+        (None, _) if raw.role_arn.is_some() => return wrong("relay.s3.role_arn", "needs web_identity_token_file"),
+        (None, _) => None,
+    };
+    match (by_name, from_file, by_token) {
+        (Some(keys), None, None) | (None, Some(keys), None) | (None, None, Some(keys)) => Ok(keys),
+        (None, None, None) => Ok(s3::Credentials::Environment),
+        (Some(_), _, _) => wrong("relay.s3.access_key_id", "excludes credentials_file and web_identity_token_file"),
+        (None, _, _) => wrong("relay.s3.credentials_file", "excludes web_identity_token_file"),
+    }
+}
+
+/// Large files go where the readings go.
+pub(super) fn uploads(
+    relay: Option<&relay::s3::Options>,
+    part_bytes: u64,
+    spool: &Path,
+) -> Result<Option<telemetry::uploads::Options>, Wrong> {
+    if !(5 << 20..=1 << 30).contains(&part_bytes) {
+        return wrong("uploads.part_bytes", "from 5MiB, the least that S3 takes, to 1GiB");
+    }
+    Ok(relay.map(|relay| telemetry::uploads::Options {
+        target: relay.target.clone(),
+        prefix: relay.prefix.clone(),
+        board: relay.board.clone(),
+        spool: spool.to_owned(),
+        part_bytes,
+        throttle: relay.throttle.clone(),
     }))
 }

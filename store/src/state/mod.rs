@@ -27,7 +27,7 @@ pub use watch::{Change, Watch};
 use committer::{Committer, Job};
 
 /// Fixed at creation: sled rewrites its `conf` with the present value.
-const SEGMENT_BYTES: usize = 4 << 20;
+const SEGMENT_BYTES: usize = 1 << 20;
 /// sled's cache does not bound its memory, but a small one keeps it small here.
 const CACHE_BYTES: u64 = 1 << 20;
 /// Damaged databases kept for a look.

@@ -1,13 +1,13 @@
 //! How a value lies in the database: framed, checked, and split where it is large.
 //!
-//! A value is `version u16, crc32c u32, JSON`, little endian. Over 32 KiB it is cut into parts under keys of their own
+//! A value is `version u16, crc32c u32, JSON`, little endian. Over 8 KiB it is cut into parts under keys of their own
 //! (`TREE 0 KEY 0xff N`), and the main key holds an index; so no leaf of sled's tree exceeds a quarter of a segment, above
 //! which sled would keep it in a file that it never syncs.
 
 use super::{Entity, StateError};
 
 /// Largest value in one piece.
-pub(super) const PART: usize = 32 << 10;
+pub(super) const PART: usize = 8 << 10;
 /// Largest value at all.
 const MAX_VALUE: usize = 16 << 20;
 /// Longest key.

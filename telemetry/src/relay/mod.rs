@@ -5,6 +5,3 @@
 
 pub mod mqtt;
 pub mod s3;
-mod throttle;
-
-pub use throttle::Throttle;

@@ -32,7 +32,7 @@ pub(super) struct Link<'a> {
     context: &'a Context,
     handle: &'a RelayHandle,
     progress: &'a mut Progress,
-    throttle: &'a mut Throttle,
+    throttle: &'a Throttle,
     queue: Queue,
     /// Handed to the client and not yet written, in order: their numbers, sparse.
     handed: VecDeque<Vec<Range<u64>>>,
@@ -47,7 +47,7 @@ impl<'a> Link<'a> {
         context: &'a Context,
         handle: &'a RelayHandle,
         progress: &'a mut Progress,
-        throttle: &'a mut Throttle,
+        throttle: &'a Throttle,
     ) -> Self {
         let queue = Queue::new(&relay.outbox, progress);
         Self {

@@ -20,10 +20,10 @@ use board::{
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
-use super::Throttle;
 use crate::{
     outbox::{Outbox, RelayHandle},
     router::Router,
+    throttle::Throttle,
 };
 use link::{Ended, Link};
 pub use options::{ConfigError, Mode, Options, Secret};
@@ -74,11 +74,11 @@ impl Relay {
         let handle = self.outbox.relay(NAME);
         let (below, saved) = handle.saved();
         let mut progress = Progress::decode(below, &saved);
-        let mut throttle = Throttle::new(self.options.bandwidth);
+        let throttle = Throttle::new(self.options.bandwidth);
         let mut tries = 0;
         while !context.stop.is_cancelled() {
             let begun = Instant::now();
-            let ended = Link::new(&self, &context, &handle, &mut progress, &mut throttle).run().await;
+            let ended = Link::new(&self, &context, &handle, &mut progress, &throttle).run().await;
             self.figures.connected.set(0);
             save(&handle, &progress);
             let Ended::Failed { problem, remedy } = ended else { break };

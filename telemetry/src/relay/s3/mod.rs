@@ -3,8 +3,6 @@
 //! Always true: which readings an object has and how it is called (its *cut*) is durable before its first PUT and never
 //! computed again. After a crash the same cut is sent again under the same name; so repeats overwrite themselves.
 
-mod client;
-mod credentials;
 mod cut;
 
 use std::time::Duration;
@@ -12,20 +10,17 @@ use std::time::Duration;
 use board::{
     metrics::Metrics,
     tasks::{Context, backoff},
-    tls::ClientFiles,
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Instant;
-use url::Url;
 
-use super::Throttle;
 use crate::{
     outbox::{Cursor, Outbox, PutError, RelayHandle},
     parquet,
     reading::Reading,
+    s3::{self, S3Error, Target},
+    throttle::Throttle,
 };
-pub use client::{S3Error, Target};
-pub use credentials::{Credentials, CredentialsError};
 use cut::{Cut, Progress};
 
 /// Name of the relay: its checkpoint, and in `status`.
@@ -36,24 +31,16 @@ const READ_BYTES: usize = 128 << 10;
 /// How the relay is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `https://…`, `http://…`, or `file:///…` for a folder that stands in for a bucket.
-    pub endpoint: Url,
-    /// Bucket.
-    pub bucket: String,
+    /// Where objects go.
+    pub target: s3::Options,
     /// Put before every object name; may be empty.
     pub prefix: String,
-    /// Region; Ceph does not mind.
-    pub region: String,
-    /// Where keys come from.
-    pub credentials: Credentials,
-    /// CA, certificate and key.
-    pub tls: ClientFiles,
     /// Longest wait of a reading for its object.
     pub flush_interval: Duration,
     /// Payload of one object.
     pub flush_bytes: usize,
-    /// Bytes a second at the most.
-    pub bandwidth: Option<u64>,
+    /// Caps the bytes a second.
+    pub throttle: Throttle,
     /// Name of the board.
     pub board: String,
 }
@@ -105,7 +92,7 @@ impl Relay {
 
     /// Relays until stopped.
     pub async fn run(self, context: Context) -> Result<(), S3Error> {
-        let target = Target::new(&self.options, self.outbox.clock().clone())?;
+        let target = Target::new(&self.options.target, self.outbox.clock().clone())?;
         let handle = self.outbox.relay(NAME);
         let mut work = Work::new(&self, &handle);
         let mut tries = 0;
@@ -116,7 +103,7 @@ impl Relay {
                     context.healthy(format!(
                         "{} objects stored in {}",
                         self.figures.objects.get(),
-                        self.options.bucket
+                        self.options.target.bucket
                     ));
                 }
                 Err(error) => {
@@ -155,7 +142,8 @@ struct Work<'a> {
     bytes: usize,
     /// When the oldest gathered reading must go.
     due: Option<Instant>,
-    throttle: Throttle,
+    /// Nothing is sent before then: the bandwidth cap.
+    not_before: Instant,
 }
 
 impl<'a> Work<'a> {
@@ -163,8 +151,7 @@ impl<'a> Work<'a> {
         let (below, saved) = handle.saved();
         let progress = Progress::decode(below, &saved);
         let cursor = relay.outbox.cursor(progress.below);
-        let throttle = Throttle::new(relay.options.bandwidth);
-        Self { relay, handle, progress, cursor, gathered: Vec::new(), bytes: 0, due: None, throttle }
+        Self { relay, handle, progress, cursor, gathered: Vec::new(), bytes: 0, due: None, not_before: Instant::now() }
     }
 
     /// After a failure: read again from what is saved. A cut, once made, stays.
@@ -176,6 +163,10 @@ impl<'a> Work<'a> {
 
     /// Finishes a cut that an earlier run or try left, or gathers for the next one and sends it when it is due.
     async fn round(&mut self, target: &Target, context: &Context) -> Result<(), RoundError> {
+        tokio::select! {
+            () = tokio::time::sleep_until(self.not_before) => {}
+            () = context.stop.cancelled() => return Ok(()),
+        }
         if let Some(cut) = self.progress.cut.clone() {
             return self.send(cut, target).await;
         }
@@ -240,7 +231,7 @@ impl<'a> Work<'a> {
             target.put(&cut.name, object.into()).await?;
             self.relay.figures.objects.inc();
             self.relay.figures.bytes.inc_by(bytes as u64);
-            tokio::time::sleep(self.throttle.sent(bytes)).await;
+            self.not_before = Instant::now() + self.relay.options.throttle.sent(bytes);
         }
         self.relay.figures.readings.inc_by(count);
         self.progress.below = cut.last + 1;

@@ -1,0 +1,104 @@
+//! What goes wrong with S3, and what to do about it.
+
+use std::path::PathBuf;
+
+use board::tls;
+
+use super::CredentialsError;
+
+/// Why an object was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum S3Error {
+    /// The endpoint or bucket cannot be one.
+    #[error("{endpoint} is no S3 endpoint: {problem}")]
+    Endpoint {
+        /// As configured.
+        endpoint: String,
+        /// Why.
+        problem: String,
+    },
+    /// TLS files.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// No keys.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// No connection, or a broken one.
+    #[error("{host} cannot be reached: {problem}")]
+    Unreachable {
+        /// Which host.
+        host: String,
+        /// Why.
+        problem: String,
+    },
+    /// The server said no.
+    #[error("{host} answered {status} {code} for bucket {bucket}")]
+    Refused {
+        /// Which host.
+        host: String,
+        /// Which bucket.
+        bucket: String,
+        /// HTTP status.
+        status: u16,
+        /// S3's code.
+        code: String,
+    },
+    /// What was stored is not what was sent.
+    #[error("{host} stored something else than was sent (ETag {etag})")]
+    Damaged {
+        /// Which host.
+        host: String,
+        /// What it says it has.
+        etag: String,
+    },
+    /// The folder that stands in for a bucket.
+    #[error("cannot write {path}")]
+    Folder {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl S3Error {
+    /// What to do, in one line.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Endpoint { .. } => "check relay.s3.endpoint and bucket",
+            Self::Credentials(CredentialsError::Refused { .. }) => {
+                "check relay.s3.role_arn, the token, and that the server trusts its issuer"
+            }
+            Self::Tls(_) | Self::Credentials(_) => "mend what [relay.s3] names",
+            Self::Unreachable { problem, .. } => {
+                let problem = problem.to_lowercase();
+                match () {
+                    () if problem.contains("unknownissuer") => {
+                        "the server's certificate is of an unknown CA: set relay.s3.ca_file"
+                    }
+                    () if problem.contains("expired") => {
+                        "the server's certificate has run out, or the board's clock is wrong"
+                    }
+                    () if problem.contains("certificate") => "check relay.s3.endpoint and ca_file",
+                    () => "readings are kept; it will be tried again",
+                }
+            }
+            Self::Refused { code, .. } => match code.as_str() {
+                "InvalidAccessKeyId" => "check relay.s3.access_key_id",
+                "SignatureDoesNotMatch" => "check relay.s3.secret_access_key",
+                "RequestTimeTooSkewed" => "the board's clock is wrong: see `edge-agent doctor`",
+                "NoSuchBucket" => "create the bucket, or correct relay.s3.bucket",
+                "AccessDenied" => "these keys may not write to this bucket: check its policy",
+                "ExpiredToken" => "the temporary credentials have run out: renew them",
+                _ => "readings are kept; it will be tried again",
+            },
+            Self::Damaged { .. } => "it will be sent again",
+            Self::Folder { .. } => "check the folder of relay.s3.endpoint",
+        }
+    }
+
+    /// Whether the server does not know what was asked for, such as an upload that it has given up.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, code, .. } if code != "NoSuchBucket")
+    }
+}
