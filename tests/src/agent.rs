@@ -139,6 +139,11 @@ impl Agent {
             .collect()
     }
 
+    /// Its process; 0 while it does not run.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
     /// Where its data are.
     pub fn data(&self) -> &Path {
         &self.data

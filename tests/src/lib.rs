@@ -13,7 +13,7 @@ pub use agent::Agent;
 pub use certificates::Certificates;
 pub use disk::Disk;
 pub use publisher::Publisher;
-pub use servers::{Ceph, Mosquitto, python};
+pub use servers::{Ceph, Mosquitto, python, python_program};
 
 use std::{
     net::TcpListener,

@@ -77,6 +77,11 @@ impl Mosquitto {
         if self.child.is_some() { Ok(()) } else { self.resume() }
     }
 
+    /// Its port without TLS.
+    pub fn plain_port(&self) -> u16 {
+        self.plain_port
+    }
+
     /// The payloads heard so far.
     pub fn heard(&self) -> Result<Vec<Vec<u8>>> {
         let text = fs::read_to_string(self.dir.join("heard"))?;
@@ -101,6 +106,7 @@ impl Drop for Mosquitto {
 /// A Ceph cluster of one monitor, one OSD and one gateway.
 pub struct Ceph {
     dir: PathBuf,
+    disk_mb: u32,
     /// `AWS_…` settings.
     pub env: BTreeMap<String, String>,
 }
@@ -108,7 +114,15 @@ pub struct Ceph {
 impl Ceph {
     /// Starts it, with a bucket `sensors`.
     pub fn start(dir: &Path) -> Result<Self> {
-        let mut it = Self { dir: dir.to_owned(), env: BTreeMap::new() };
+        Self::start_with(dir, 8192)
+    }
+
+    /// The same, with another size of its disk.
+    pub fn start_with(dir: &Path, disk_mb: u32) -> Result<Self> {
+        let mut it = Self { dir: dir.to_owned(), disk_mb, env: BTreeMap::new() };
+        // Temporary keys: the key that seals them has 16 characters.
+        let sts = "[client.rgw]\nrgw_sts_key = sixteen-bytes-16\nrgw_s3_auth_use_sts = true\n";
+        fs::write(dir.with_extension("conf"), sts)?;
         it.script("start")?;
         let settings = it.script("env")?;
         it.env = settings.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
@@ -121,7 +135,13 @@ impl Ceph {
 
     fn script(&self, verb: &str) -> Result<String> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("ceph-rgw.sh");
-        let output = Command::new(script).arg(verb).arg(&self.dir).stdin(Stdio::null()).output()?;
+        let output = Command::new(script)
+            .env("CEPH_RGW_DISK_MB", self.disk_mb.to_string())
+            .env("CEPH_RGW_EXTRA_CONF", self.dir.with_extension("conf"))
+            .arg(verb)
+            .arg(&self.dir)
+            .stdin(Stdio::null())
+            .output()?;
         ensure!(output.status.success(), "ceph-rgw.sh {verb}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -151,13 +171,20 @@ impl Drop for Ceph {
     }
 }
 
-/// Runs a Python script with the packages that `cargo xtask setup` installs; returns what it prints.
-pub fn python(script: &str, env: &BTreeMap<String, String>) -> Result<String> {
+/// A Python script with the packages that `cargo xtask setup` installs, not yet running.
+pub fn python_program(script: &str, env: &BTreeMap<String, String>) -> Command {
     let home = std::env::var("HOME").unwrap_or_else(|_| "/root".into());
     let default = format!("{home}/.cache/edge-agent/venv-3/bin/python");
     let python = std::env::var("EDGE_AGENT_PYTHON").unwrap_or(default);
-    let output = Command::new(&python).args(["-c", script]).envs(env).stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("{python} is missing: run `cargo xtask setup`"))?;
+    let mut command = Command::new(python);
+    command.args(["-c", script]).envs(env).stdin(Stdio::null());
+    command
+}
+
+/// Runs a Python script; returns what it prints.
+pub fn python(script: &str, env: &BTreeMap<String, String>) -> Result<String> {
+    let mut command = python_program(script, env);
+    let output = command.output().with_context(|| format!("{command:?} does not start: run `cargo xtask setup`"))?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,5 +1,6 @@
-//! The developer's commands: `cargo xtask demo|test|dist|tidy|setup`.
+//! The developer's commands: `cargo xtask demo|test|dist|bench|tidy|setup`.
 
+mod bench;
 mod dist;
 mod setup;
 mod steps;
@@ -34,10 +35,23 @@ enum Command {
         #[arg(long, default_value = "all")]
         target: String,
     },
+    /// Measure beside the peers
+    #[command(subcommand)]
+    Bench(Bench),
     /// Check the map in ARCHITECTURE.md and the rules of the tree
     Tidy,
     /// Install what the tests need
     Setup,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The agent beside mosquitto as an edge bridge; an hour
+    Telemetry {
+        /// For the measuring program: `--rounds N --readings N --backlog N --upload-mib N --only PART`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -45,6 +59,7 @@ fn main() -> Result<()> {
         Command::Demo => steps::cargo(&["run", "--package", "edge-agent", "--", "demo"], &[]),
         Command::Test { only, rounds } => steps::test(only.as_deref(), rounds),
         Command::Dist { target } => dist::run(&target),
+        Command::Bench(Bench::Telemetry { arguments }) => bench::telemetry(&arguments),
         Command::Tidy => tidy::run(),
         Command::Setup => setup::run().map(drop),
     }

@@ -22,8 +22,18 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/share/doc/rust-web-src", "rust-web-src"),
 ];
 /// Python packages.
-const PYTHON: &[&str] =
-    &["s3fs>=2026", "paho-mqtt", "boto3", "pandas", "pyarrow", "duckdb", "ziglang", "cargo-zigbuild"];
+const PYTHON: &[&str] = &[
+    "s3fs>=2026",
+    "paho-mqtt",
+    "boto3",
+    "pandas",
+    "pyarrow",
+    "duckdb",
+    "cbor2",
+    "zstandard",
+    "ziglang",
+    "cargo-zigbuild",
+];
 
 /// Version of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";

@@ -3,7 +3,8 @@
 use std::{fs::File, io, os::fd::AsRawFd, path::Path};
 
 /// `EXT4_IOC_SHUTDOWN`, `_IOR('X', 125, __u32)` (fs/ext4/ext4.h), as xfstests uses it.
-const EXT4_IOC_SHUTDOWN: u32 = 0x8004_587d;
+#[allow(clippy::cast_possible_wrap)] // A bit pattern, whose integer type differs between C libraries.
+const EXT4_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587d_u32 as libc::Ioctl;
 /// `EXT4_GOING_FLAGS_NOLOGFLUSH`: what is not yet on disk stays away, the journal too.
 const NO_LOG_FLUSH: u32 = 2;
 
@@ -12,8 +13,7 @@ const NO_LOG_FLUSH: u32 = 2;
 pub fn shutdown(mount: &Path) -> io::Result<()> {
     let dir = File::open(mount)?;
     let flags = NO_LOG_FLUSH;
-    // SAFETY: the kernel reads one u32 through the pointer, which outlives the call. The request's integer type differs
-    // between C libraries, hence the inferred cast.
-    let ret = unsafe { libc::ioctl(dir.as_raw_fd(), EXT4_IOC_SHUTDOWN.into(), &raw const flags) };
+    // SAFETY: the kernel reads one u32 through the pointer, which outlives the call.
+    let ret = unsafe { libc::ioctl(dir.as_raw_fd(), EXT4_IOC_SHUTDOWN, &raw const flags) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
