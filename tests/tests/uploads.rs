@@ -167,6 +167,8 @@ struct TokenService {
 
 const TOKEN_SERVICE: &str = r#"
 import boto3, datetime, http.server, os, sys, urllib.parse
+boto3.client("iam", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).put_user_policy(UserName="test", PolicyName="sts",
+    PolicyDocument='{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["sts:GetSessionToken"],"Resource":["*"]}]}')
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())

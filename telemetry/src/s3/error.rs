@@ -69,6 +69,7 @@ impl S3Error {
             Self::Credentials(CredentialsError::Refused { .. }) => {
                 "check relay.s3.role_arn, the token, and that the server trusts its issuer"
             }
+            Self::Credentials(CredentialsError::Unreachable { .. }) => "readings are kept; it will be tried again",
             Self::Tls(_) | Self::Credentials(_) => "mend what [relay.s3] names",
             Self::Unreachable { problem, .. } => {
                 let problem = problem.to_lowercase();
