@@ -1,5 +1,7 @@
 //! Configuration files, right and wrong.
 
+use telemetry::s3;
+
 use super::*;
 
 fn load(text: &str) -> Result<Loaded, ConfigError> {
@@ -53,12 +55,34 @@ fn every_key_shows_its_origin_and_no_secret() {
 #[test]
 fn the_example_is_valid_and_so_are_its_commented_keys() {
     let text = include_str!("../../../images/config.example.toml");
-    let uncommented: String =
-        text.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
+    // Two ways to the keys of S3 exclude each other.
+    let other = ["web_identity_token_file", "role_arn", "sts_endpoint"];
+    let uncommented: String = text
+        .lines()
+        .filter(|line| !other.iter().any(|key| line.contains(key)))
+        .map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line)))
+        .collect();
     for text in [text, &uncommented] {
         if let Err(error) = load(text) {
             // The files that the example names are not on this machine.
             assert!(error.to_string().contains("does not exist"), "{error}");
         }
     }
+}
+
+#[test]
+fn ways_to_the_keys_of_s3() {
+    let with = |keys: &str| format!("[relay.s3]\nendpoint = \"http://localhost\"\nbucket = \"b\"\n{keys}");
+    let options = |keys: &str| load(&with(keys)).map(|it| it.config.relay_s3.unwrap().target.credentials);
+    assert!(matches!(options("").unwrap(), s3::Credentials::Environment));
+    assert!(matches!(options("credentials_file = \"/x\"").unwrap(), s3::Credentials::File(_)));
+    let token = "web_identity_token_file = \"/t\"\nrole_arn = \"arn\"";
+    let s3::Credentials::WebIdentity(identity) = options(token).unwrap() else { panic!("{token}") };
+    assert_eq!(identity.sts.as_str(), "http://localhost/");
+    refused(&with("access_key_id = \"a\""), &["relay.s3.access_key_id", "secret_access_key"]);
+    refused(&with("role_arn = \"a\""), &["relay.s3.role_arn", "web_identity_token_file"]);
+    refused(&with(&format!("credentials_file = \"/x\"\n{token}")), &["relay.s3.credentials_file", "excludes"]);
+    refused(&with("flush_bytes = \"1GiB\""), &["relay.s3.flush_bytes", "8MiB"]);
+    refused("[uploads]\npart_bytes = \"1MiB\"", &["uploads.part_bytes", "5MiB"]);
+    refused("[board_metrics]\ntopic = \"a/#\"", &["board_metrics.topic"]);
 }
