@@ -171,15 +171,16 @@ pub(super) fn push_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push((value & 0x7f) as u8);
 }
 
-/// LEB128; `None` where it is cut off or over 64 bits.
+/// LEB128; `None` where it is cut off, over 64 bits, or longer than it needs to be: a number has one form.
 pub(super) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;
         *bytes = rest;
-        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        let bits = u64::from(byte & 0x7f);
+        value |= bits << shift;
         if byte & 0x80 == 0 {
-            return Some(value);
+            return (bits << shift >> shift == bits && (byte > 0 || shift == 0)).then_some(value);
         }
     }
     None
