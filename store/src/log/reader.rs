@@ -96,7 +96,7 @@ impl Reader {
                 return Ok(());
             }
             let Some(body) = file.body(at, &header)? else { return self.after_damage(file, at, end, batch) };
-            self.take(&header, &body, end, batch, bytes);
+            self.take(segment, &header, &body, end, batch, bytes);
         } else if header.end_seq() > self.seq {
             self.seq = header.end_seq().min(end);
         }
@@ -104,14 +104,27 @@ impl Reader {
         Ok(())
     }
 
-    fn take(&mut self, header: &Header, body: &[u8], end: u64, batch: &mut Batch, bytes: &mut usize) {
+    fn take(
+        &mut self,
+        segment: super::segment::Segment,
+        header: &Header,
+        body: &[u8],
+        end: u64,
+        batch: &mut Batch,
+        bytes: &mut usize,
+    ) {
+        let end = header.end_seq().min(end);
+        let mut next = header.first_seq;
         for (seq, record) in (header.first_seq..end).zip(block::records(body)) {
+            next = seq + 1;
             if seq >= self.seq {
                 *bytes += record.body.len();
                 batch.records.push((seq, record));
             }
         }
-        self.seq = header.end_seq().min(end);
+        // A block that holds less than its header says was written so: no number is passed over in silence.
+        self.report(segment, next.max(self.seq)..end, batch);
+        self.seq = end;
     }
 
     /// No intact block where one belongs: on to the next one that is, counting what is missing.
