@@ -15,6 +15,8 @@ pub(super) const HEADER: usize = 32;
 pub(super) const TARGET_RAW: usize = 16 << 10;
 /// Most bytes one record may have.
 pub(super) const MAX_RECORD: usize = 4 << 20;
+/// Sequence numbers and generations end below this: a log that says otherwise is damaged, and sums cannot overflow.
+pub(super) const MAX_NUMBER: u64 = 1 << 62;
 const MAGIC: [u8; 4] = *b"EBLK";
 /// Below this compressing gains nothing that a 4 KiB disk block would notice.
 const MIN_COMPRESS: usize = 512;
@@ -60,8 +62,7 @@ impl Header {
         };
         let limit = MAX_RECORD + TARGET_RAW + 64;
         let fits = header.raw_len as usize <= limit && header.stored_len <= header.raw_len;
-        let last = header.first_seq.checked_add(u64::from(header.count));
-        (fits && last.is_some() && (header.is_checkpoint() || header.count > 0)).then_some(header)
+        (fits && header.first_seq < MAX_NUMBER && (header.is_checkpoint() || header.count > 0)).then_some(header)
     }
 
     pub fn is_checkpoint(&self) -> bool {
@@ -204,6 +205,15 @@ mod tests {
         assert_eq!(records(&body).collect::<Vec<_>>(), [record]);
         assert_eq!(Header::parse(&encoder.bytes, 8), None);
         assert_eq!(header.unpack(8, &encoder.bytes[HEADER..]), None);
+    }
+
+    #[test]
+    fn numbers_that_no_log_reaches_are_damage() {
+        for (first_seq, ok) in [(MAX_NUMBER - 1, true), (MAX_NUMBER, false), (u64::MAX, false)] {
+            let mut encoder = Encoder::default();
+            encoder.block(1, 0, 0, 1, first_seq, &[0, 0]);
+            assert_eq!(Header::parse(&encoder.bytes, 1).is_some(), ok, "{first_seq}");
+        }
     }
 
     #[test]
