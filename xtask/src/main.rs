@@ -1,6 +1,7 @@
-//! The developer's commands: `cargo xtask demo|test|dist|tidy|setup`.
+//! The developer's commands: `cargo xtask demo|test|fuzz|dist|tidy|setup`.
 
 mod dist;
+mod fuzz;
 mod setup;
 mod steps;
 mod tidy;
@@ -28,6 +29,14 @@ enum Command {
         #[arg(long)]
         rounds: Option<u32>,
     },
+    /// Run the fuzz targets, each from its seeds
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+        /// Only this one
+        target: Option<String>,
+    },
     /// Static binaries in `target/dist`
     Dist {
         /// `aarch64`, `x86_64` or `all`
@@ -44,6 +53,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Demo => steps::cargo(&["run", "--package", "edge-agent", "--", "demo"], &[]),
         Command::Test { only, rounds } => steps::test(only.as_deref(), rounds),
+        Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
         Command::Dist { target } => dist::run(&target),
         Command::Tidy => tidy::run(),
         Command::Setup => setup::run().map(drop),

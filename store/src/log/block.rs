@@ -163,6 +163,17 @@ impl Encoder {
     }
 }
 
+/// Gives the block at the beginning the checksums that fit its content; returns how many bytes it covers.
+#[cfg(fuzzing)]
+pub(super) fn seal(generation: u64, bytes: &mut [u8]) -> usize {
+    let Some((header, rest)) = bytes.split_at_mut_checked(HEADER) else { return bytes.len() };
+    let stored = (le32(&header[16..]) as usize).min(rest.len());
+    header[24..28].copy_from_slice(&seeded(generation, &rest[..stored]).to_le_bytes());
+    let crc = seeded(generation, &header[..28]);
+    header[28..].copy_from_slice(&crc.to_le_bytes());
+    HEADER + stored
+}
+
 /// LEB128.
 pub(super) fn push_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
