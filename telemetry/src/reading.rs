@@ -75,15 +75,16 @@ pub(crate) fn push_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push((value & 0x7f) as u8);
 }
 
-/// LEB128; `None` where it is cut off or over 64 bits.
+/// LEB128; `None` where it is cut off, over 64 bits, or longer than it needs to be: a number has one form.
 pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;
         *bytes = rest;
-        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        let bits = u64::from(byte & 0x7f);
+        value |= bits << shift;
         if byte & 0x80 == 0 {
-            return Some(value);
+            return (bits << shift >> shift == bits && (byte > 0 || shift == 0)).then_some(value);
         }
     }
     None
@@ -94,6 +95,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_number_has_one_form() {
+        #[track_caller]
+        fn check(mut bytes: &[u8], want: Option<u64>) {
+            assert_eq!(take_varint(&mut bytes), want);
+        }
+        check(&[0], Some(0));
+        check(&[0x80, 1], Some(128));
+        check(&[0x80, 0], None);
+        check(&[0x80], None);
+        check(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], Some(u64::MAX));
+        check(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 3], None);
+    }
 
     proptest! {
         #[test]

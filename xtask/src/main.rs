@@ -1,7 +1,8 @@
-//! The developer's commands: `cargo xtask demo|test|dist|bench|tidy|setup`.
+//! The developer's commands: `cargo xtask demo|test|fuzz|dist|bench|tidy|setup`.
 
 mod bench;
 mod dist;
+mod fuzz;
 mod setup;
 mod steps;
 mod tidy;
@@ -28,6 +29,14 @@ enum Command {
         /// Rounds of the crash and power-cut tests
         #[arg(long)]
         rounds: Option<u32>,
+    },
+    /// Run the fuzz targets, each from its seeds
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+        /// Only this one
+        target: Option<String>,
     },
     /// Static binaries in `target/dist`
     Dist {
@@ -58,6 +67,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Demo => steps::cargo(&["run", "--package", "edge-agent", "--", "demo"], &[]),
         Command::Test { only, rounds } => steps::test(only.as_deref(), rounds),
+        Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
         Command::Dist { target } => dist::run(&target),
         Command::Bench(Bench::Telemetry { arguments }) => bench::telemetry(&arguments),
         Command::Tidy => tidy::run(),

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{dist, setup, tidy};
+use crate::{dist, fuzz, setup, tidy};
 
 /// The top of the repository.
 pub fn root() -> PathBuf {
@@ -75,6 +75,10 @@ pub fn test(only: Option<&str>, rounds: Option<u32>) -> Result<()> {
         let mut args = vec!["test", "--workspace", "--no-fail-fast"];
         args.extend(only.map(|only| ["--", only]).into_iter().flatten());
         cargo(&args, &env)?;
+    }
+    if only.is_none() {
+        let _step = step("fuzz");
+        fuzz::run(5, None)?;
     }
     if only.is_none() {
         let _step = step("static binary for aarch64");

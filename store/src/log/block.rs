@@ -15,6 +15,8 @@ pub(super) const HEADER: usize = 32;
 pub(super) const TARGET_RAW: usize = 16 << 10;
 /// Most bytes one record may have.
 pub(super) const MAX_RECORD: usize = 4 << 20;
+/// Sequence numbers and generations end below this: a log that says otherwise is damaged, and sums cannot overflow.
+pub(super) const MAX_NUMBER: u64 = 1 << 62;
 const MAGIC: [u8; 4] = *b"EBLK";
 /// Below this compressing gains nothing that a 4 KiB disk block would notice.
 const MIN_COMPRESS: usize = 512;
@@ -60,8 +62,7 @@ impl Header {
         };
         let limit = MAX_RECORD + TARGET_RAW + 64;
         let fits = header.raw_len as usize <= limit && header.stored_len <= header.raw_len;
-        let last = header.first_seq.checked_add(u64::from(header.count));
-        (fits && last.is_some() && (header.is_checkpoint() || header.count > 0)).then_some(header)
+        (fits && header.first_seq < MAX_NUMBER && (header.is_checkpoint() || header.count > 0)).then_some(header)
     }
 
     pub fn is_checkpoint(&self) -> bool {
@@ -162,6 +163,17 @@ impl Encoder {
     }
 }
 
+/// Gives the block at the beginning the checksums that fit its content; returns how many bytes it covers.
+#[cfg(fuzzing)]
+pub(super) fn seal(generation: u64, bytes: &mut [u8]) -> usize {
+    let Some((header, rest)) = bytes.split_at_mut_checked(HEADER) else { return bytes.len() };
+    let stored = (le32(&header[16..]) as usize).min(rest.len());
+    header[24..28].copy_from_slice(&seeded(generation, &rest[..stored]).to_le_bytes());
+    let crc = seeded(generation, &header[..28]);
+    header[28..].copy_from_slice(&crc.to_le_bytes());
+    HEADER + stored
+}
+
 /// LEB128.
 pub(super) fn push_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
@@ -171,15 +183,16 @@ pub(super) fn push_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push((value & 0x7f) as u8);
 }
 
-/// LEB128; `None` where it is cut off or over 64 bits.
+/// LEB128; `None` where it is cut off, over 64 bits, or longer than it needs to be: a number has one form.
 pub(super) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;
         *bytes = rest;
-        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        let bits = u64::from(byte & 0x7f);
+        value |= bits << shift;
         if byte & 0x80 == 0 {
-            return Some(value);
+            return (bits << shift >> shift == bits && (byte > 0 || shift == 0)).then_some(value);
         }
     }
     None
@@ -203,6 +216,15 @@ mod tests {
         assert_eq!(records(&body).collect::<Vec<_>>(), [record]);
         assert_eq!(Header::parse(&encoder.bytes, 8), None);
         assert_eq!(header.unpack(8, &encoder.bytes[HEADER..]), None);
+    }
+
+    #[test]
+    fn numbers_that_no_log_reaches_are_damage() {
+        for (first_seq, ok) in [(MAX_NUMBER - 1, true), (MAX_NUMBER, false), (u64::MAX, false)] {
+            let mut encoder = Encoder::default();
+            encoder.block(1, 0, 0, 1, first_seq, &[0, 0]);
+            assert_eq!(Header::parse(&encoder.bytes, 1).is_some(), ok, "{first_seq}");
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@
 
 mod block;
 mod committer;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod reader;
 mod recover;
 mod segment;

@@ -14,7 +14,15 @@ pub struct Reader {
     /// The number the next batch starts from.
     seq: u64,
     mask: Option<u8>,
-    place: Option<(BlockFile, u64)>,
+    place: Option<Place>,
+}
+
+/// Where the next block is, and the number it starts with: within a segment blocks follow each other, and what says
+/// otherwise is no more to be believed than a bad checksum.
+struct Place {
+    file: BlockFile,
+    at: u64,
+    starts: u64,
 }
 
 impl Reader {
@@ -78,12 +86,15 @@ impl Reader {
         bytes: &mut usize,
         max_bytes: usize,
     ) -> io::Result<()> {
-        let (file, at) = match self.place.take() {
-            Some((file, at)) if file.segment == segment => (file, at),
-            _ => (BlockFile::open(self.shared.files().dir(), segment)?, DATA_START),
+        let place = match self.place.take() {
+            Some(place) if place.file.segment == segment => place,
+            _ => {
+                let file = BlockFile::open(self.shared.files().dir(), segment)?;
+                Place { file, at: DATA_START, starts: segment.first_seq }
+            }
         };
-        let Some(header) = file.header(at)?.filter(|header| header.first_seq <= self.seq.max(segment.first_seq)) else {
-            return self.after_damage(file, at, end, batch);
+        let Some(header) = place.file.header(place.at)?.filter(|header| header.first_seq == place.starts) else {
+            return self.after_damage(place, end, batch);
         };
         let wanted = !header.is_checkpoint()
             && header.end_seq() > self.seq
@@ -92,41 +103,55 @@ impl Reader {
             if !batch.records.is_empty() && *bytes + header.stored_len as usize > max_bytes {
                 // Would overfill: leave it for the next call, and end this one.
                 *bytes = max_bytes;
-                self.place = Some((file, at));
+                self.place = Some(place);
                 return Ok(());
             }
-            let Some(body) = file.body(at, &header)? else { return self.after_damage(file, at, end, batch) };
-            self.take(&header, &body, end, batch, bytes);
+            let Some(body) = place.file.body(place.at, &header)? else { return self.after_damage(place, end, batch) };
+            self.take(segment, &header, &body, end, batch, bytes);
         } else if header.end_seq() > self.seq {
             self.seq = header.end_seq().min(end);
         }
-        self.place = Some((file, at + header.size()));
+        self.place = Some(Place { at: place.at + header.size(), starts: header.end_seq(), ..place });
         Ok(())
     }
 
-    fn take(&mut self, header: &Header, body: &[u8], end: u64, batch: &mut Batch, bytes: &mut usize) {
+    fn take(
+        &mut self,
+        segment: super::segment::Segment,
+        header: &Header,
+        body: &[u8],
+        end: u64,
+        batch: &mut Batch,
+        bytes: &mut usize,
+    ) {
+        let end = header.end_seq().min(end);
+        let mut next = header.first_seq;
         for (seq, record) in (header.first_seq..end).zip(block::records(body)) {
+            next = seq + 1;
             if seq >= self.seq {
                 *bytes += record.body.len();
                 batch.records.push((seq, record));
             }
         }
-        self.seq = header.end_seq().min(end);
+        // A block that holds less than its header says was written so: no number is passed over in silence.
+        self.report(segment, next.max(self.seq)..end, batch);
+        self.seq = end;
     }
 
     /// No intact block where one belongs: on to the next one that is, counting what is missing.
-    fn after_damage(&mut self, file: BlockFile, at: u64, end: u64, batch: &mut Batch) -> io::Result<()> {
+    fn after_damage(&mut self, place: Place, end: u64, batch: &mut Batch) -> io::Result<()> {
+        let Place { file, at: mut from, starts } = place;
         let segment = file.segment;
-        let mut from = at;
-        while let Some((place, header)) = file.resync(from)? {
-            let inside = header.first_seq < end && header.end_seq() >= self.seq && !header.is_checkpoint();
+        while let Some((at, header)) = file.resync(from)? {
+            let inside =
+                (starts..end).contains(&header.first_seq) && header.end_seq() >= self.seq && !header.is_checkpoint();
             if inside {
                 self.report(segment, self.seq..header.first_seq.max(self.seq), batch);
                 self.seq = self.seq.max(header.first_seq);
-                self.place = Some((file, place));
+                self.place = Some(Place { file, at, starts: header.first_seq });
                 return Ok(());
             }
-            from = place + header.size();
+            from = at + header.size();
         }
         // The file may have been recycled while it was read: then it is not damage but gone.
         let still_there = self.shared.files().segments.get(&segment.first_seq) == Some(&segment);

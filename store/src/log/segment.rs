@@ -38,7 +38,8 @@ impl Segment {
         let (first, generation) = name.strip_suffix(".seg")?.split_once('-')?;
         let first_seq = u64::from_str_radix(first, 16).ok()?;
         let generation = u64::from_str_radix(generation, 16).ok()?;
-        (first_seq > 0).then_some(Self { first_seq, generation, bytes })
+        let fits = (1..block::MAX_NUMBER).contains(&first_seq) && generation < block::MAX_NUMBER;
+        fits.then_some(Self { first_seq, generation, bytes })
     }
 }
 
@@ -74,7 +75,9 @@ impl Files {
                     files.segments.insert(segment.first_seq, segment);
                 }
             } else if let Some(generation) = name.strip_prefix("spare-") {
-                if let Ok(generation) = u64::from_str_radix(generation, 16) {
+                if let Ok(generation) = u64::from_str_radix(generation, 16)
+                    && generation < block::MAX_NUMBER
+                {
                     files.next_generation = files.next_generation.max(generation + 1);
                 }
                 files.spares.push((entry.path(), bytes));

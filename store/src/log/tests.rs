@@ -253,6 +253,27 @@ fn damage_in_a_sealed_segment_is_met_while_reading() {
 }
 
 #[test]
+fn a_block_that_holds_more_or_less_than_it_says_accounts_for_its_own_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut raw = Vec::new();
+    for text in ["a", "b"] {
+        block::push_record(&mut raw, &record(text));
+    }
+    let mut encoder = block::Encoder::default();
+    for (first_seq, says) in [(1, 3), (4, 1), (5, 2)] {
+        encoder.block(1, block::FIRST_OF_COMMIT, 0, says, first_seq, &raw);
+    }
+    let start = usize::try_from(segment::DATA_START).unwrap();
+    let path = dir.path().join("log").join("0000000000000001-00000001.seg");
+    std::fs::create_dir(dir.path().join("log")).unwrap();
+    std::fs::write(path, [&vec![0; start], &encoder.bytes[..]].concat()).unwrap();
+    let (all, missing) = read_all(&Log::open_read_only(&dir.path().join("log")).unwrap(), 1);
+    assert_eq!(missing, std::slice::from_ref(&(3..4)));
+    let all: Vec<_> = all.iter().map(|(seq, body)| (*seq, &body[..])).collect();
+    assert_eq!(all, [(1, &b"a"[..]), (2, b"b"), (4, b"a"), (5, b"a"), (6, b"b")]);
+}
+
+#[test]
 fn concurrent_writers_share_commits_and_each_gets_its_own_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = Log::open(&dir.path().join("log"), options()).unwrap();

@@ -8,6 +8,8 @@
 //! - `blobs/`, which sled never syncs, stays empty: values are split before a leaf can grow so large. It is watched.
 
 mod committer;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod value;
 mod watch;
 

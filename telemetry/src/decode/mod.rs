@@ -14,6 +14,9 @@ pub use senml::senml;
 const MAX_PAYLOAD: usize = 256 << 10;
 /// Most measurements of one payload.
 const MAX_MEASUREMENTS: usize = 10_000;
+/// Most bytes of names and units of one payload. Base fields and outer names are repeated in every measurement, so without
+/// this a payload of 100 KiB could ask for a gigabyte.
+const MAX_TEXT: usize = 4 << 20;
 
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,13 +69,16 @@ pub fn measurements(payload: &[u8], received_us: i64) -> Vec<Measurement> {
 fn flat(text: &[u8]) -> Option<Vec<Measurement>> {
     let Json::Object(object) = serde_json::from_slice(text).ok()? else { return None };
     let mut all = Vec::new();
+    let mut room = MAX_TEXT;
     for (name, value) in object {
-        match value {
-            Json::Object(inner) => {
-                let inner = inner.into_iter().filter_map(|(key, value)| scalar(&format!("{name}.{key}"), value));
-                all.extend(inner);
-            }
-            value => all.extend(scalar(&name, value)),
+        let Json::Object(inner) = value else {
+            room = room.checked_sub(name.len())?;
+            all.extend(scalar(&name, value));
+            continue;
+        };
+        for (key, value) in inner {
+            room = room.checked_sub(name.len() + 1 + key.len())?;
+            all.extend(scalar(&format!("{name}.{key}"), value));
         }
     }
     all.truncate(MAX_MEASUREMENTS);
@@ -133,6 +139,18 @@ mod tests {
         );
         check("{\"t\": 1", &[]);
         check("[1, 2]", &[]);
+    }
+
+    #[test]
+    fn a_small_payload_does_not_become_a_large_result() {
+        let name = "n".repeat(100_000);
+        let inner: Vec<_> = (0..5_000).map(|n| format!("\"{n}\":1")).collect();
+        let flat = format!("{{\"{name}\":{{{}}}}}", inner.join(","));
+        assert_eq!(measurements(flat.as_bytes(), 0), []);
+        for base in ["bn", "bu"] {
+            let pack = format!("[{{\"n\":\"x\",\"{base}\":\"{name}\"}}{}]", ",{\"n\":\"x\",\"v\":1}".repeat(5_000));
+            assert_eq!(measurements(pack.as_bytes(), 0), [], "{base}");
+        }
     }
 
     proptest! {

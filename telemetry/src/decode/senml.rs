@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::Value as Json;
 
-use super::{MAX_MEASUREMENTS, Measurement, Value, cbor};
+use super::{MAX_MEASUREMENTS, MAX_TEXT, Measurement, Value, cbor};
 
 /// Times below this many seconds are relative to now (section 4.5.3).
 const RELATIVE: f64 = 268_435_456.0;
@@ -29,27 +29,31 @@ struct Record {
 /// Reads a pack, JSON or CBOR; `None` where it is not one.
 pub fn senml(payload: &[u8], received_us: i64) -> Option<Vec<Measurement>> {
     let records = if payload.first() == Some(&b'[') { from_json(payload)? } else { from_cbor(payload)? };
-    if records.is_empty() || records.len() > MAX_MEASUREMENTS {
-        return None;
-    }
-    resolve(records, received_us)
+    if records.is_empty() { None } else { resolve(records, received_us) }
 }
 
 /// Section 4.6: base fields apply from their record on.
 fn resolve(records: Vec<Record>, received_us: i64) -> Option<Vec<Measurement>> {
     let (mut base_name, mut base_time, mut base_unit, mut base_value) = (String::new(), 0.0, None, None);
     let mut all = Vec::with_capacity(records.len());
+    let mut room = MAX_TEXT;
     for record in records {
         base_name = record.base_name.unwrap_or(base_name);
         base_time = record.base_time.unwrap_or(base_time);
         base_unit = record.base_unit.or(base_unit);
         base_value = record.base_value.or(base_value);
-        let name = format!("{base_name}{}", record.name.unwrap_or_default());
+        let (name, unit) = (record.name.unwrap_or_default(), record.unit.as_ref().or(base_unit.as_ref()));
+        room = room.checked_sub(base_name.len() + name.len() + unit.map_or(0, String::len))?;
+        let (name, unit) = (format!("{base_name}{name}"), unit.cloned());
         let value = match (record.value, base_value) {
             (Some(Value::Number(number)), base) => Some(Value::Number(number + base.unwrap_or(0.0))),
             (None, Some(base)) if !record.has_sum => Some(Value::Number(base)),
             (other, _) => other,
         };
+        // CBOR has a form for them and sums can overflow, but they are no measurements.
+        if matches!(value, Some(Value::Number(number)) if !number.is_finite()) {
+            return None;
+        }
         if value.is_none() && !record.has_sum {
             continue; // A record of base fields alone.
         }
@@ -57,7 +61,6 @@ fn resolve(records: Vec<Record>, received_us: i64) -> Option<Vec<Measurement>> {
             return None; // Section 4.1: a name there must be.
         }
         let time = base_time + record.time.unwrap_or(0.0);
-        let unit = record.unit.or_else(|| base_unit.clone());
         all.push(Measurement { name, value, unit, time_us: absolute(time, received_us) });
     }
     Some(all)
@@ -76,7 +79,7 @@ fn absolute(time: f64, received_us: i64) -> Option<i64> {
 
 fn from_json(payload: &[u8]) -> Option<Vec<Record>> {
     let Json::Array(items) = serde_json::from_slice(payload).ok()? else { return None };
-    items.into_iter().map(json_record).collect()
+    if items.len() > MAX_MEASUREMENTS { None } else { items.into_iter().map(json_record).collect() }
 }
 
 fn json_record(item: Json) -> Option<Record> {
@@ -110,7 +113,7 @@ fn json_record(item: Json) -> Option<Record> {
 
 fn from_cbor(payload: &[u8]) -> Option<Vec<Record>> {
     let items: Vec<BTreeMap<Label, Item>> = cbor::from_slice(payload)?;
-    items.into_iter().map(cbor_record).collect()
+    if items.len() > MAX_MEASUREMENTS { None } else { items.into_iter().map(cbor_record).collect() }
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
@@ -126,8 +129,9 @@ enum Item {
     Bool(bool),
     Integer(i64),
     Float(f64),
-    Text(String),
+    // Before `Text`, which takes byte strings too where they happen to be UTF-8.
     Data(Bytes),
+    Text(String),
 }
 
 /// A byte string; `Vec<u8>` alone would be read as an array.
@@ -230,6 +234,9 @@ mod tests {
         assert_eq!(pack.len(), 7);
         assert_eq!(pack[0].name, "urn:dev:ow:10e2073a0108006:voltage");
         assert_eq!(pack[4].value, Some(Value::Number(1.5)));
+        // Bytes that are UTF-8 are still bytes: {0: "a", 8: 'hi'}.
+        let data = senml(b"\x81\xa2\x00\x61a\x08\x42hi", 0).unwrap();
+        assert_eq!(data[0].value, Some(Value::Data(b"hi".to_vec())));
     }
 
     #[test]
@@ -243,6 +250,8 @@ mod tests {
             b"[{\"n\":\"a\",\"v\":1,\"x_\":1}]",
             b"[1]",
             b"[{\"bver\":11,\"n\":\"a\",\"v\":1}]",
+            b"[{\"n\":\"a\",\"bv\":1.7e308,\"v\":1.7e308}]",
+            b"\x81\xa2\x00\x61a\x02\xf9\x7e\x00", // NaN
         ] {
             assert_eq!(senml(bad, 0), None, "{}", String::from_utf8_lossy(bad));
         }

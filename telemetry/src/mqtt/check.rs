@@ -70,7 +70,11 @@ pub fn packet(frame: &[u8], header: usize, v5: bool) -> Result<(), Bad> {
             if *id == [0, 0] {
                 return Err(Bad::Protocol("packet identifier 0"));
             }
-            if kind == 8 { subscribe(&body[2..], v5) } else { Ok(()) }
+            match kind {
+                8 => filters(&body[2..], v5, true),
+                10 => filters(&body[2..], v5, false),
+                _ => Ok(()),
+            }
         }
         14 if !v5 && !body.is_empty() => Err(Bad::Malformed("DISCONNECT has a payload")),
         _ => Ok(()),
@@ -122,27 +126,31 @@ fn connect(body: &[u8]) -> Result<(), Bad> {
     if utf8_ok(id) { Ok(()) } else { Err(Bad::Malformed("the client identifier is not UTF-8 or has a NUL")) }
 }
 
-/// Section 3.8.3: reserved bits of the subscription options.
-fn subscribe(body: &[u8], v5: bool) -> Result<(), Bad> {
+/// Sections 3.8.3 and 3.10.3: filters, and the reserved bits of the options that SUBSCRIBE has after each.
+fn filters(body: &[u8], v5: bool, options: bool) -> Result<(), Bad> {
+    const CUT: Bad = Bad::Malformed("SUBSCRIBE or UNSUBSCRIBE is cut off");
     let mut rest = body;
     if v5 {
-        let (len, header) = varint(rest).ok_or(Bad::Malformed("SUBSCRIBE is cut off"))?;
-        rest = rest.get(header + len..).ok_or(Bad::Malformed("SUBSCRIBE is cut off"))?;
+        let (len, header) = varint(rest).ok_or(CUT)?;
+        rest = rest.get(header + len..).ok_or(CUT)?;
     }
     if rest.is_empty() {
-        return Err(Bad::Protocol("SUBSCRIBE without a filter"));
+        return Err(Bad::Protocol("SUBSCRIBE or UNSUBSCRIBE without a filter"));
     }
     let reserved = if v5 { 0xc0 } else { 0xfc };
     while !rest.is_empty() {
-        let filter = string(rest).ok_or(Bad::Malformed("SUBSCRIBE is cut off"))?;
+        let filter = string(rest).ok_or(CUT)?;
         if !utf8_ok(filter) {
             return Err(Bad::Malformed("a filter is not UTF-8 or has a NUL"));
         }
-        let options = *rest.get(2 + filter.len()).ok_or(Bad::Malformed("SUBSCRIBE is cut off"))?;
-        if options & reserved != 0 || options & 3 == 3 || options & 0x30 == 0x30 {
-            return Err(Bad::Malformed("reserved bits of the subscription options are set"));
+        rest = &rest[2 + filter.len()..];
+        if options {
+            let (&options, tail) = rest.split_first().ok_or(CUT)?;
+            if options & reserved != 0 || options & 3 == 3 || options & 0x30 == 0x30 {
+                return Err(Bad::Malformed("reserved bits of the subscription options are set"));
+            }
+            rest = tail;
         }
-        rest = &rest[3 + filter.len()..];
     }
     Ok(())
 }
@@ -199,6 +207,11 @@ mod tests {
         check(&[0x82, 6, 0, 1, 0, 1, b'a', 4], false, false);
         check(&[0x82, 7, 0, 1, 0, 0, 1, b'a', 4], true, true); // no local
         check(&[0x82, 7, 0, 1, 0, 0, 1, b'a', 0x30], true, false);
+        check(&[0xa2, 5, 0, 1, 0, 1, b'a'], false, true); // UNSUBSCRIBE
+        check(&[0xa2, 6, 0, 1, 0, 0, 1, b'a'], true, true);
+        check(&[0xa2, 2, 0, 1], false, false);
+        check(&[0xa2, 3, 0, 1, 0], true, false);
+        check(&[0xa2, 5, 0, 1, 0, 1, 0], false, false); // NUL
         check(&[0xf0, 0], false, false); // AUTH
         let connect = |flags: u8| [&[0x10, 13, 0, 4], &b"MQTT"[..], &[4, flags, 0, 9, 0, 1, b'c']].concat();
         check(&connect(2), false, true);

@@ -14,6 +14,12 @@ mod packet;
 mod storing;
 mod window;
 
+/// A door for the targets in `fuzz/`: what reads packets and what writes them.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::packet::*;
+}
+
 use std::{
     collections::BTreeMap,
     io,
