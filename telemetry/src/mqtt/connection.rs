@@ -14,14 +14,16 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared, WRITE_PATIENCE,
     auth::{Denied, Door, Rights},
-    check::Bad,
     client::{Client, MAX_ALIASES, MAX_PENDING},
-    packet::{self, Connect, Refusal, Version, Welcome},
+    packet::{self, Connect, Refusal, Unfit, Version, Welcome},
 };
 use crate::{router::Attached, topic};
 
 /// A client that does not say CONNECT is cut off after this.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest client identifier, bytes: it is a key of the state, and a label in logs.
+const MAX_CLIENT_ID: usize = 256;
 
 /// A connection that was accepted.
 pub struct Connection {
@@ -68,7 +70,11 @@ impl Connection {
             let _ = timeout(WRITE_PATIENCE, stream.write_all(&output)).await;
             output.clear();
         }
-        let Ok(Some((connect, rights, attached))) = hello else { return };
+        let (connect, rights, attached) = match hello {
+            Ok(Some(let_in)) => let_in,
+            Ok(None) => return,
+            Err(_) => return self.shared.metrics.refused("connect"),
+        };
         let client = Client::new((self.shared, self.peer, self.stop), connect, rights, attached);
         client.run(stream, input, output).await;
     }
@@ -82,22 +88,20 @@ impl Connection {
         certificate: Option<String>,
     ) -> Option<(Connect, Rights, Attached)> {
         let frame = loop {
+            if input.first().is_some_and(|byte| byte >> 4 != 1) {
+                // Said now: whoever speaks another protocol may wait for an answer instead of sending what is missing.
+                return self.refuse("connect", "the first packet is not CONNECT");
+            }
             match packet::take_frame(input, self.shared.options.max_packet, false) {
                 Ok(Some(frame)) => break frame,
                 Ok(None) if stream.read_buf(input).await.ok()? > 0 => {}
                 Ok(None) => return None,
-                Err(bad) => return self.refuse("connect", bad),
+                Err(bad) => return self.unfit(output, &Unfit::new(bad, input)),
             }
         };
         let mut connect = match packet::connect(frame) {
             Ok(connect) => connect,
-            Err((bad, version)) => {
-                let refusal = if matches!(bad, Bad::Protocol(_)) { Refusal::Version } else { Refusal::Malformed };
-                if let Some(version) = version {
-                    packet::refuse(output, version, refusal);
-                }
-                return self.refuse("connect", bad);
-            }
+            Err(unfit) => return self.unfit(output, &unfit),
         };
         let rights = match self.admit(&connect, certificate.as_deref()) {
             Ok(rights) => rights,
@@ -109,6 +113,10 @@ impl Connection {
         if let Some(refusal) = will_fault(&connect, &rights) {
             packet::refuse(output, connect.version, refusal);
             return self.refuse("will", format!("{refusal:?}"));
+        }
+        if connect.client.len() > MAX_CLIENT_ID {
+            packet::refuse(output, connect.version, Refusal::ClientId);
+            return self.refuse("client id", "too long");
         }
         let assigned = connect.client.is_empty().then(assigned_id);
         if let Some(id) = &assigned {
@@ -135,6 +143,13 @@ impl Connection {
         };
         packet::accept(output, connect.version, welcome);
         Some((connect, rights, attached))
+    }
+
+    fn unfit<T>(&self, output: &mut BytesMut, unfit: &Unfit) -> Option<T> {
+        if let Some((version, refusal)) = unfit.answer {
+            packet::refuse(output, version, refusal);
+        }
+        self.refuse("connect", unfit.bad)
     }
 
     fn refuse<T>(&self, reason: &'static str, why: impl std::fmt::Display) -> Option<T> {

@@ -11,6 +11,7 @@ mod client;
 mod connection;
 mod metrics;
 mod packet;
+mod property;
 mod storing;
 mod window;
 

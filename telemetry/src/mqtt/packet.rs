@@ -78,17 +78,53 @@ pub fn take_frame(buffer: &mut BytesMut, max: usize, v5: bool) -> Result<Option<
     Ok(Some(buffer.split_to(frame.len)))
 }
 
-/// Reads a CONNECT. The error is what to answer, if the version could be told.
-pub fn connect(mut frame: BytesMut) -> Result<Connect, (Bad, Option<Version>)> {
+/// A CONNECT that cannot be accepted, and what to answer if that can be told.
+#[derive(Debug)]
+pub struct Unfit {
+    pub bad: Bad,
+    pub answer: Option<(Version, Refusal)>,
+}
+
+impl Unfit {
+    /// For the packet at the beginning of `bytes`, whole or not.
+    pub fn new(bad: Bad, bytes: &[u8]) -> Self {
+        let refusal = match bad {
+            Bad::Malformed(_) => Refusal::Malformed,
+            Bad::Protocol(_) => Refusal::Protocol,
+            Bad::TooLarge => Refusal::TooLarge,
+        };
+        Self { bad, answer: version(bytes).map(|version| (version, refusal)) }
+    }
+}
+
+/// The version that a CONNECT asks for, if it is one of ours.
+fn version(bytes: &[u8]) -> Option<Version> {
+    let length = bytes.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0)? + 1;
+    match bytes.get(1 + length..)? {
+        [0, 4, b'M', b'Q', b'T', b'T', level, ..] if bytes[0] >> 4 == 1 => match level {
+            4 => Some(Version::V4),
+            5 => Some(Version::V5),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Reads a CONNECT.
+pub fn connect(mut frame: BytesMut) -> Result<Connect, Unfit> {
     if frame.first().is_none_or(|byte| byte >> 4 != 1) {
-        return Err((Bad::Protocol("the first packet is not CONNECT"), None));
+        return Err(Unfit { bad: Bad::Protocol("the first packet is not CONNECT"), answer: None });
     }
-    let level_at = check::frame(&frame, usize::MAX).ok().flatten().map_or(0, |it| it.header) + 6;
-    match frame.get(level_at) {
-        Some(5) => connect_v5(&mut frame).map_err(|bad| (bad, Some(Version::V5))),
-        Some(4) => connect_v4(&mut frame).map_err(|bad| (bad, Some(Version::V4))),
-        _ => Err((Bad::Protocol("the protocol version is neither 3.1.1 nor 5"), Some(Version::V4))),
-    }
+    let Some(version) = version(&frame) else {
+        let bad = Bad::Protocol("the protocol version is neither 3.1.1 nor 5");
+        return Err(Unfit { bad, answer: Some((Version::V4, Refusal::Version)) });
+    };
+    let answer = |refusal| Some((version, refusal));
+    let result = match version {
+        Version::V4 => connect_v4(&mut frame).map_err(|bad| (bad, Refusal::Malformed)),
+        Version::V5 => connect_v5(&mut frame),
+    };
+    result.map_err(|(bad, refusal)| Unfit { bad, answer: answer(refusal) })
 }
 
 fn connect_v4(frame: &mut BytesMut) -> Result<Connect, Bad> {
@@ -112,21 +148,21 @@ fn connect_v4(frame: &mut BytesMut) -> Result<Connect, Bad> {
     })
 }
 
-fn connect_v5(frame: &mut BytesMut) -> Result<Connect, Bad> {
+fn connect_v5(frame: &mut BytesMut) -> Result<Connect, (Bad, Refusal)> {
     let Ok(v5::Packet::Connect(it, will, login)) = v5::Packet::read(frame, None) else {
-        return Err(Bad::Malformed("CONNECT"));
+        return Err((Bad::Malformed("CONNECT"), Refusal::Malformed));
     };
     let properties = it.properties;
     let receive_max = properties.as_ref().and_then(|it| it.receive_maximum);
     let max_packet = properties.as_ref().and_then(|it| it.max_packet_size);
     if receive_max == Some(0) || max_packet == Some(0) {
-        return Err(Bad::Protocol("receive maximum or maximum packet size is 0"));
+        return Err((Bad::Protocol("receive maximum or maximum packet size is 0"), Refusal::Protocol));
     }
     if properties.as_ref().is_some_and(|it| it.authentication_method.is_some()) {
-        return Err(Bad::Protocol("enhanced authentication is not offered"));
+        return Err((Bad::Protocol("enhanced authentication is not offered"), Refusal::AuthenticationMethod));
     }
     let will = match will {
-        Some(will) => Some(will_v5(will)?),
+        Some(will) => Some(will_v5(will).map_err(|bad| (bad, Refusal::Malformed))?),
         None => None,
     };
     Ok(Connect {
@@ -205,9 +241,11 @@ fn incoming_v4(mut frame: BytesMut) -> Result<Incoming, Bad> {
 
 fn incoming_v5(mut frame: BytesMut) -> Result<Incoming, Bad> {
     use v5::Packet as P;
-    // The codec wants a reason code where the specification lets it be left out (section 3.14.2.1).
-    if frame[0] == 0xe0 && frame[1] == 0 {
-        return Ok(Incoming::Disconnect { with_will: false, session_expiry: None });
+    // The codec wants a reason code and properties where the specification lets them be left out (section 3.14.2.1).
+    match frame[..] {
+        [0xe0, 0] => return Ok(Incoming::Disconnect { with_will: false, session_expiry: None }),
+        [0xe0, 1, reason] => return Ok(Incoming::Disconnect { with_will: reason != 0, session_expiry: None }),
+        _ => {}
     }
     let packet = P::read(&mut frame, None).map_err(|_| Bad::Malformed("the packet does not parse"))?;
     Ok(match packet {
@@ -229,7 +267,8 @@ fn incoming_v5(mut frame: BytesMut) -> Result<Incoming, Bad> {
         P::Unsubscribe(it) => Incoming::Unsubscribe(it.pkid, it.filters),
         P::PingReq(_) => Incoming::Ping,
         P::Disconnect(it) => Incoming::Disconnect {
-            with_will: it.reason_code == v5::DisconnectReasonCode::DisconnectWithWillMessage,
+            // Any other reason leaves the will in force (section 3.1.2.5).
+            with_will: it.reason_code != v5::DisconnectReasonCode::NormalDisconnection,
             session_expiry: it.properties.and_then(|properties| properties.session_expiry_interval),
         },
         _ => return Err(Bad::Protocol("a packet that clients do not send")),
@@ -356,6 +395,9 @@ pub fn unsuback(out: &mut BytesMut, version: Version, id: u16, found: &[bool]) {
 pub enum Refusal {
     Version,
     Malformed,
+    Protocol,
+    TooLarge,
+    AuthenticationMethod,
     ClientId,
     BadLogin,
     NotAuthorized,
@@ -364,29 +406,25 @@ pub enum Refusal {
     Topic,
 }
 
-/// Writes a refusing CONNACK.
+/// Writes a refusing CONNACK; 3.1.1 has none for a packet that is wrong in itself.
 pub fn refuse(out: &mut BytesMut, version: Version, refusal: Refusal) {
     let (old, new) = match refusal {
-        Refusal::Version => (1, 0x84),
-        Refusal::ClientId => (2, 0x85),
-        Refusal::Malformed => {
-            return if version == Version::V5 {
-                connack_code(out, version, 0x81);
-            };
-        }
-        Refusal::Busy => (3, 0x89),
-        Refusal::Quota => (3, 0x97),
-        Refusal::BadLogin => (4, 0x86),
-        Refusal::NotAuthorized => (5, 0x87),
-        Refusal::Topic => (5, 0x90),
+        Refusal::Version => (Some(1), 0x84),
+        Refusal::Malformed => (None, 0x81),
+        Refusal::Protocol => (None, 0x82),
+        Refusal::TooLarge => (None, 0x95),
+        Refusal::AuthenticationMethod => (None, 0x8c),
+        Refusal::ClientId => (Some(2), 0x85),
+        Refusal::Busy => (Some(3), 0x89),
+        Refusal::Quota => (Some(3), 0x97),
+        Refusal::BadLogin => (Some(4), 0x86),
+        Refusal::NotAuthorized => (Some(5), 0x87),
+        Refusal::Topic => (Some(5), 0x90),
     };
-    connack_code(out, version, if version == Version::V5 { new } else { old });
-}
-
-fn connack_code(out: &mut BytesMut, version: Version, code: u8) {
-    match version {
-        Version::V4 => out.extend_from_slice(&[0x20, 2, 0, code]),
-        Version::V5 => out.extend_from_slice(&[0x20, 3, 0, code, 0]),
+    match (version, old) {
+        (Version::V5, _) => out.extend_from_slice(&[0x20, 3, 0, new, 0]),
+        (Version::V4, Some(old)) => out.extend_from_slice(&[0x20, 2, 0, old]),
+        (Version::V4, None) => {}
     }
 }
 
