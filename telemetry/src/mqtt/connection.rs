@@ -1,6 +1,10 @@
 //! One connection until its CONNECT is answered: TLS, login, session; then a [`Client`] goes on.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use board::tls;
 use bytes::BytesMut;
@@ -75,8 +79,18 @@ impl Connection {
             Ok(None) => return,
             Err(_) => return self.shared.metrics.refused("connect"),
         };
+        self.forget_will(&connect.client, attached.present).await;
         let client = Client::new((self.shared, self.peer, self.stop), connect, rights, attached);
         client.run(stream, input, output).await;
+    }
+
+    /// A will that waited for this client to come back is void if it resumes its session, and due if that has ended
+    /// (section 3.1.3.2.2).
+    async fn forget_will(&self, client: &str, resumed: bool) {
+        let will = self.shared.wills.lock().unwrap_or_else(PoisonError::into_inner).remove(client);
+        if let Some((_, will)) = will.filter(|_| !resumed) {
+            self.shared.publish_will(will).await;
+        }
     }
 
     /// Reads CONNECT and answers it; `None` where the client is not let in.
@@ -127,7 +141,7 @@ impl Connection {
             connect.client.clone_from(id);
         }
         let expiry = self.session_expiry(&connect);
-        let Ok(attached) = self.shared.ingest.router.attach(&connect.client, connect.clean, expiry) else {
+        let Ok(attached) = self.shared.ingest.router.attach(&connect.client, connect.clean, expiry).await else {
             packet::refuse(output, connect.version, Refusal::Quota);
             return self.refuse("sessions", "too many");
         };
@@ -142,6 +156,7 @@ impl Connection {
             alias_max: MAX_ALIASES,
         };
         packet::accept(output, connect.version, welcome);
+        connect.session_expiry = Some(granted);
         Some((connect, rights, attached))
     }
 

@@ -224,6 +224,7 @@ impl Shared {
 
     /// A will is a reading like any other; with a full outbox local subscribers hear it all the same.
     async fn publish_will(&self, will: Message) {
+        let will = Message { since: Instant::now(), ..will }; // Its expiry counts from now, not from CONNECT.
         let reading = crate::reading::NewReading { topic: will.topic.clone(), payload: will.payload.clone() };
         if let Err(error) = self.ingest.store(&[reading]).await {
             tracing::warn!(%error, topic = will.topic, "a last will was not stored");

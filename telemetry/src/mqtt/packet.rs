@@ -39,6 +39,8 @@ pub struct Publish {
     pub payload: Bytes,
     pub qos: u8,
     pub retain: bool,
+    /// Sent before, says the client.
+    pub dup: bool,
     pub id: u16,
     pub properties: Option<Arc<Properties>>,
 }
@@ -217,6 +219,7 @@ fn incoming_v4(mut frame: BytesMut) -> Result<Incoming, Bad> {
             payload: it.payload,
             qos: it.qos as u8,
             retain: it.retain,
+            dup: it.dup,
             id: it.pkid,
             properties: None,
         }),
@@ -280,8 +283,8 @@ fn publish_v5(it: v5::Publish) -> Result<Publish, Bad> {
     if it.properties.as_ref().is_some_and(|properties| !properties.subscription_identifiers.is_empty()) {
         return Err(Bad::Protocol("a client's PUBLISH with a subscription identifier"));
     }
-    let (qos, retain, id) = (it.qos as u8, it.retain, it.pkid);
-    Ok(Publish { topic, payload: it.payload, qos, retain, id, properties: it.properties.map(Arc::new) })
+    let (qos, retain, dup, id) = (it.qos as u8, it.retain, it.dup, it.pkid);
+    Ok(Publish { topic, payload: it.payload, qos, retain, dup, id, properties: it.properties.map(Arc::new) })
 }
 
 fn subscription_v5(filter: v5::Filter, id: Option<usize>) -> (Subscription, Retained) {
