@@ -174,14 +174,15 @@ impl Connection {
     }
 
     fn admit(&self, connect: &Connect, certificate: Option<&str>) -> Result<Rights, Refusal> {
-        if self.shared.is_banned(self.peer.ip()) {
+        let user = connect.login.as_ref().map_or("", |(name, _)| name);
+        if certificate.is_none() && self.shared.is_banned(self.peer.ip(), user) {
             return Err(Refusal::Busy);
         }
         let door = Door { anonymous: self.peer.ip().to_canonical().is_loopback() };
         self.shared.options.users.admit(door, connect.login.as_ref(), certificate).map_err(|denied| match denied {
             Denied::NoLogin => Refusal::NotAuthorized,
             Denied::BadLogin => {
-                self.shared.login_failed(self.peer.ip());
+                self.shared.login_failed(self.peer.ip(), user);
                 Refusal::BadLogin
             }
         })
