@@ -238,10 +238,17 @@ impl Router {
         Ok(Attached { link_id, inbox, taken_over, present, left })
     }
 
-    /// The oldest message that waits for a client beyond its channel.
-    pub fn take_queued(&self, client: &str, link_id: u64) -> Option<Delivery> {
+    /// The oldest message that waits for a client: in its channel, then in what was queued because that was full.
+    pub fn next(&self, client: &str, link_id: u64, inbox: &mut Inbox) -> Option<Delivery> {
+        if let Some(delivery) = inbox.try_recv() {
+            return Some(delivery);
+        }
         let mut inner = self.inner();
-        inner.sessions.get_mut(client).filter(|session| session.is_linked(link_id))?.take_queued()
+        // Once more, now that nothing can be added: between the look above and the lock the channel may have been filled,
+        // and what is queued is behind that.
+        inbox
+            .try_recv()
+            .or_else(|| inner.sessions.get_mut(client).filter(|session| session.is_linked(link_id))?.take_queued())
     }
 
     /// Disconnects a client; what it leaves waits for its return, if its session lives on.

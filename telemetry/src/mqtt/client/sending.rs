@@ -32,8 +32,9 @@ impl Client {
                 }
                 continue;
             }
-            let delivery = self.next_kept().or_else(|| self.inbox.try_recv());
-            let delivery = delivery.or_else(|| self.shared.ingest.router.take_queued(&self.name, self.link_id));
+            let delivery = self.next_kept();
+            let next = || self.shared.ingest.router.next(&self.name, self.link_id, &mut self.inbox);
+            let delivery = delivery.or_else(next);
             let Some(delivery) = delivery else { return true };
             self.send(delivery, output);
         }
