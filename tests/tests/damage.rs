@@ -66,13 +66,13 @@ fn an_agent_starts_on_any_damage_and_repeats_no_number() -> Result<()> {
         let rows = agent.query()?;
         for row in &rows {
             let text = row["payload"].as_str().unwrap_or_default();
-            ensure!(before.iter().chain(&late).any(|it| it == text) || text.contains('-'), "made up: {row}; {}", what);
+            ensure!(before.iter().chain(&late).any(|it| it == text) || text.contains('-'), "made up: {row}; {what}");
             let new = text.starts_with("late-");
             let repeated = new && row["epoch"] == epoch && row["seq"].as_u64() <= last;
-            ensure!(!repeated, "{row} repeats a number given before; {}", what);
+            ensure!(!repeated, "{row} repeats a number given before; {what}");
         }
         let kept = |text: &String| rows.iter().any(|row| row["payload"] == **text);
-        ensure!(!late.is_empty() && late.iter().all(kept), "what came after the damage is not there; {}", what);
+        ensure!(!late.is_empty() && late.iter().all(kept), "what came after the damage is not there; {what}");
         agent.stop(Duration::from_secs(10)).context(what)?;
     }
     Ok(())
