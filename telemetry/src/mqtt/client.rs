@@ -29,7 +29,8 @@ use super::{
     Shared, WRITE_PATIENCE,
     auth::Rights,
     check::Bad,
-    packet::{self, Connect, Incoming, Version},
+    greeting::Connect,
+    packet::{self, Incoming, Version},
     storing::Pending,
     window::Window,
 };

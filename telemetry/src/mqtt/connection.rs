@@ -19,7 +19,8 @@ use super::{
     Shared, WRITE_PATIENCE,
     auth::{Denied, Door, Rights},
     client::{Client, MAX_ALIASES, MAX_PENDING},
-    packet::{self, Connect, Refusal, Unfit, Version, Welcome},
+    greeting::{self, Connect, Refusal, Unfit, Welcome},
+    packet::{self, Version},
 };
 use crate::{router::Attached, topic};
 
@@ -113,36 +114,36 @@ impl Connection {
                 Err(bad) => return self.unfit(output, &Unfit::new(bad, input)),
             }
         };
-        let mut connect = match packet::connect(frame) {
+        let mut connect = match greeting::connect(frame) {
             Ok(connect) => connect,
             Err(unfit) => return self.unfit(output, &unfit),
         };
         let rights = match self.admit(&connect, certificate.as_deref()) {
             Ok(rights) => rights,
             Err(refusal) => {
-                packet::refuse(output, connect.version, refusal);
+                greeting::refuse(output, connect.version, refusal);
                 return self.refuse("login", format!("{refusal:?}"));
             }
         };
         if let Some(refusal) = will_fault(&connect, &rights) {
-            packet::refuse(output, connect.version, refusal);
+            greeting::refuse(output, connect.version, refusal);
             return self.refuse("will", format!("{refusal:?}"));
         }
         if connect.client.len() > MAX_CLIENT_ID {
-            packet::refuse(output, connect.version, Refusal::ClientId);
+            greeting::refuse(output, connect.version, Refusal::ClientId);
             return self.refuse("client id", "too long");
         }
         let assigned = connect.client.is_empty().then(assigned_id);
         if let Some(id) = &assigned {
             if connect.version == Version::V4 && !connect.clean {
-                packet::refuse(output, connect.version, Refusal::ClientId);
+                greeting::refuse(output, connect.version, Refusal::ClientId);
                 return self.refuse("client id", "empty with a lasting session");
             }
             connect.client.clone_from(id);
         }
         let expiry = self.session_expiry(&connect);
         let Ok(attached) = self.shared.ingest.router.attach(&connect.client, connect.clean, expiry).await else {
-            packet::refuse(output, connect.version, Refusal::Quota);
+            greeting::refuse(output, connect.version, Refusal::Quota);
             return self.refuse("sessions", "too many");
         };
         let asked = connect.session_expiry.unwrap_or(0);
@@ -155,14 +156,14 @@ impl Connection {
             max_packet: u32::try_from(self.shared.options.max_packet).unwrap_or(u32::MAX),
             alias_max: MAX_ALIASES,
         };
-        packet::accept(output, connect.version, welcome);
+        greeting::accept(output, connect.version, welcome);
         connect.session_expiry = Some(granted);
         Some((connect, rights, attached))
     }
 
     fn unfit<T>(&self, output: &mut BytesMut, unfit: &Unfit) -> Option<T> {
         if let Some((version, refusal)) = unfit.answer {
-            packet::refuse(output, version, refusal);
+            greeting::refuse(output, version, refusal);
         }
         self.refuse("connect", unfit.bad)
     }

@@ -9,6 +9,7 @@ pub mod auth;
 pub mod check;
 mod client;
 mod connection;
+mod greeting;
 mod metrics;
 mod packet;
 mod property;
