@@ -6,7 +6,9 @@
 //! Elsewhere: the packets (`mqtt`); what is kept for the core (`outbox`). Sessions and retained messages outlive the
 //! agent through `persist`.
 
+mod inbox;
 mod persist;
+mod retained;
 mod session;
 
 use std::{
@@ -24,21 +26,21 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::topic;
-pub use session::{Attached, Delivery, Subscription};
+pub use inbox::Inbox;
+pub use session::{Attached, Delivery, Left, Open, Subscription};
 use session::{Link, Session};
 
 /// Properties of an MQTT 5 PUBLISH that travel with a message.
 pub type Properties = rumqttc::v5::mqttbytes::v5::PublishProperties;
 
-/// Messages waiting in a subscriber's channel.
-const CHANNEL: usize = 128;
+/// Messages waiting in a tap.
+const TAP: usize = 128;
+/// How long a client waits for its former connection to leave the session.
+const HANDOVER: Duration = Duration::from_secs(5);
 /// Sessions at the most, connected or not.
 const MAX_SESSIONS: usize = 1024;
 /// Subscriptions of one session.
 pub const MAX_SUBSCRIPTIONS: usize = 64;
-/// Retained messages and their bytes.
-const MAX_RETAINED: usize = 10_000;
-const MAX_RETAINED_BYTES: usize = 2 << 20;
 
 /// A message to local subscribers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +65,30 @@ impl Message {
         Self { topic, payload, qos: 1, retain: false, properties: None, since: Instant::now() }
     }
 
+    /// Bytes it holds, about.
+    pub fn size(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let properties = self.properties.as_ref().map_or(0, |it| {
+            let user: usize = it.user_properties.iter().map(|(key, value)| key.len() + value.len() + 48).sum();
+            let data = it.correlation_data.as_ref().map_or(0, Bytes::len);
+            user + data + text(&it.response_topic) + text(&it.content_type)
+        });
+        self.topic.len() + self.payload.len() + properties
+    }
+
+    /// A copy that shares no memory with the packet it came in: a few bytes would keep a whole buffer alive for as long
+    /// as they are retained or queued.
+    fn compact(&self) -> Self {
+        let properties = self.properties.as_ref().map(|properties| match &properties.correlation_data {
+            Some(data) => {
+                let correlation_data = Some(Bytes::copy_from_slice(data));
+                Arc::new(Properties { correlation_data, ..(**properties).clone() })
+            }
+            None => properties.clone(),
+        });
+        Self { payload: Bytes::copy_from_slice(&self.payload), properties, ..self.clone() }
+    }
+
     /// Seconds left until it expires; `None` where it has no expiry, `Some(0)` where it is over.
     pub fn expires_in(&self) -> Option<u32> {
         let secs = self.properties.as_ref()?.message_expiry_interval?;
@@ -81,11 +107,8 @@ pub enum SessionError {
 #[derive(Default)]
 struct Inner {
     sessions: BTreeMap<String, Session>,
-    retained: BTreeMap<String, Arc<Message>>,
-    retained_bytes: usize,
-    /// Retained topics changed since they were last saved.
-    unsaved_topics: HashSet<String>,
-    /// Sessions that were removed since the last save.
+    retained: retained::Store,
+    /// Sessions that were removed, or begun anew, since the last save.
     removed: HashSet<String>,
     taps: Vec<(String, mpsc::Sender<Arc<Message>>)>,
     next_link: u64,
@@ -133,10 +156,11 @@ impl Router {
         if !message.retain && !self.has_listeners() {
             return;
         }
-        let message = Arc::new(message.clone());
+        let message = Arc::new(message.compact());
         let mut inner = self.inner();
-        if message.retain {
-            inner.retain(&message, &self.0.dropped);
+        if message.retain && !inner.retained.keep(&message) {
+            self.0.dropped.inc();
+            tracing::warn!(topic = message.topic, "too many retained messages; this one is not kept for later");
         }
         inner.taps.retain(|(filter, tap)| {
             if topic::matches(filter, &message.topic) {
@@ -161,107 +185,114 @@ impl Router {
 
     /// Hears what matches `filter` from inside this process; misses what does not fit its channel.
     pub fn tap(&self, filter: &str) -> mpsc::Receiver<Arc<Message>> {
-        let (tap, receiver) = mpsc::channel(CHANNEL);
+        let (tap, receiver) = mpsc::channel(TAP);
         let mut inner = self.inner();
         inner.taps.push((filter.to_owned(), tap));
         self.count(&inner);
         receiver
     }
 
-    /// Connects a client: takes over a former connection, resumes or begins its session.
-    pub fn attach(&self, client: &str, clean: bool, expiry: Duration) -> Result<Attached, SessionError> {
-        let mut inner = self.inner();
-        if clean && inner.sessions.get(client).is_some_and(|session| session.link.is_none()) {
-            inner.sessions.remove(client);
-            inner.removed.insert(client.to_owned());
+    /// Connects a client: takes over from a former connection once that has left what it had not finished, resumes or
+    /// begins the session.
+    pub async fn attach(&self, client: &str, clean: bool, expiry: Duration) -> Result<Attached, SessionError> {
+        let deadline = tokio::time::Instant::now() + HANDOVER;
+        loop {
+            let former = self.inner().oust(client);
+            let Some(gone) = former else { break };
+            if tokio::time::timeout_at(deadline, gone.cancelled()).await.is_err() {
+                break; // It hangs: what it had not finished is lost with it.
+            }
         }
+        self.attach_now(client, clean, expiry)
+    }
+
+    fn attach_now(&self, client: &str, clean: bool, expiry: Duration) -> Result<Attached, SessionError> {
+        let mut inner = self.inner();
+        let _ = inner.oust(client);
+        let present = !clean && inner.sessions.get(client).is_some_and(|session| !session.is_over());
         if !inner.sessions.contains_key(client) && inner.sessions.len() >= MAX_SESSIONS {
-            return Err(SessionError::Quota);
+            inner.expire();
+            if inner.sessions.len() >= MAX_SESSIONS {
+                return Err(SessionError::Quota);
+            }
         }
         inner.next_link += 1;
         let link_id = inner.next_link;
-        let present = inner.sessions.contains_key(client) && !clean;
+        if !present {
+            inner.sessions.insert(client.to_owned(), Session::default());
+            inner.removed.insert(client.to_owned());
+        }
         let session = inner.sessions.entry(client.to_owned()).or_default();
-        if let Some(former) = session.link.take() {
-            former.taken_over.cancel();
-        }
-        if clean {
-            *session = Session::default();
-        }
-        let (sender, receiver) = mpsc::channel(CHANNEL);
-        let taken_over = CancellationToken::new();
+        let (outlet, inbox) = inbox::channel();
+        let link = Link::new(link_id, outlet);
+        let taken_over = link.taken_over.clone();
         session.expiry = expiry;
         session.gone_since = None;
         session.unsaved = true;
-        session.link = Some(Link { id: link_id, sender, taken_over: taken_over.clone() });
-        let inbound = session.inbound.clone();
+        session.link = Some(link);
+        // A copy: should the agent crash, the saved session still has them, and they are sent again. Identifiers of
+        // what came in are not left there: one that is long released would swallow a new message.
+        let open = session.open.clone();
+        let left = Left { open, unsent: Vec::new(), inbound: std::mem::take(&mut session.inbound) };
         self.count(&inner);
-        Ok(Attached { link_id, receiver, taken_over, present, inbound })
+        Ok(Attached { link_id, inbox, taken_over, present, left })
     }
 
-    /// What waits for a client beyond its channel.
-    pub fn take_queued(&self, client: &str, link_id: u64, most: usize) -> Vec<Delivery> {
-        let mut inner = self.inner();
-        let session = inner.sessions.get_mut(client).filter(|session| session.is_linked(link_id));
-        session.map(|session| session.take_queued(most)).unwrap_or_default()
-    }
-
-    /// Puts a message back behind what waits for a client: its window is full.
-    pub fn requeue(&self, client: &str, link_id: u64, delivery: Delivery) {
-        let mut inner = self.inner();
-        if let Some(session) = inner.sessions.get_mut(client).filter(|session| session.is_linked(link_id)) {
-            session.enqueue(delivery, &self.0.dropped);
+    /// The oldest message that waits for a client: in its channel, then in what was queued because that was full.
+    pub fn next(&self, client: &str, link_id: u64, inbox: &mut Inbox) -> Option<Delivery> {
+        if let Some(delivery) = inbox.try_recv() {
+            return Some(delivery);
         }
+        let mut inner = self.inner();
+        // Once more, now that nothing can be added: between the look above and the lock the channel may have been filled,
+        // and what is queued is behind that.
+        inbox
+            .try_recv()
+            .or_else(|| inner.sessions.get_mut(client).filter(|session| session.is_linked(link_id))?.take_queued())
     }
 
-    /// Disconnects a client: what it had not acknowledged goes back to the front of its queue, if its session lives on.
-    pub fn detach(
-        &self,
-        client: &str,
-        link_id: u64,
-        expiry: Option<Duration>,
-        unacked: Vec<Delivery>,
-        inbound: HashSet<u16>,
-    ) {
+    /// Disconnects a client; what it leaves waits for its return, if its session lives on.
+    pub fn detach(&self, client: &str, link_id: u64, expiry: Duration, left: Left) {
         let mut inner = self.inner();
         let Some(session) = inner.sessions.get_mut(client).filter(|session| session.is_linked(link_id)) else { return };
-        let expiry = expiry.unwrap_or(session.expiry);
         if expiry.is_zero() {
             inner.sessions.remove(client);
             inner.removed.insert(client.to_owned());
         } else {
             session.expiry = expiry;
-            session.go(unacked, inbound, &self.0.dropped);
+            session.go(left, &self.0.dropped);
         }
         self.count(&inner);
     }
 
-    /// Subscribes; returns the retained messages to deliver at once, in the order of the subscriptions.
+    /// Subscribes; says whether the retained messages are wanted, which [`Router::retained`] gives.
     pub fn subscribe(
         &self,
         client: &str,
         subscription: Subscription,
         retained: Retained,
-    ) -> Result<Vec<Delivery>, SessionError> {
+    ) -> Result<bool, SessionError> {
         let mut inner = self.inner();
-        let inner = &mut *inner;
-        let Some(session) = inner.sessions.get_mut(client) else { return Ok(Vec::new()) };
-        let filter = subscription.filter.clone();
-        let known = session.subscriptions.contains_key(&filter);
+        let Some(session) = inner.sessions.get_mut(client) else { return Ok(false) };
+        let known = session.subscriptions.contains_key(&subscription.filter);
         if !known && session.subscriptions.len() >= MAX_SUBSCRIPTIONS {
             return Err(SessionError::Quota);
         }
-        let wanted = match retained {
+        session.subscriptions.insert(subscription.filter.clone(), subscription);
+        session.unsaved = true;
+        self.count(&inner);
+        Ok(match retained {
             Retained::Always => true,
             Retained::IfNew => !known,
             Retained::Never => false,
-        };
-        let messages = inner.retained.values().filter(|message| wanted && topic::matches(&filter, &message.topic));
-        let deliveries = messages.map(|message| subscription.retained(message)).collect();
-        session.subscriptions.insert(filter, subscription);
-        session.unsaved = true;
-        self.count(inner);
-        Ok(deliveries)
+        })
+    }
+
+    /// The first retained message of a subscription on a topic behind `after`. One at a time: all that a filter matches
+    /// may be thousands, and a client that does not read must not hold them in memory.
+    pub fn retained(&self, subscription: &Subscription, after: Option<&str>) -> Option<Delivery> {
+        let inner = self.inner();
+        inner.retained.next(&subscription.filter, after).map(|message| subscription.retained(message))
     }
 
     /// Unsubscribes; `false` where there was no such subscription.
@@ -293,22 +324,20 @@ pub enum Retained {
 }
 
 impl Inner {
-    fn retain(&mut self, message: &Arc<Message>, dropped: &Counter) {
-        let size = |message: &Message| message.topic.len() + message.payload.len();
-        let old = self.retained.remove(&message.topic);
-        self.retained_bytes -= old.map_or(0, |old| size(&old));
-        self.unsaved_topics.insert(message.topic.clone());
-        if message.payload.is_empty() {
-            return;
+    /// Tells the client's connection to leave; the token is cancelled when it has.
+    fn oust(&mut self, client: &str) -> Option<CancellationToken> {
+        let link = self.sessions.get(client)?.link.as_ref()?;
+        link.taken_over.cancel();
+        Some(link.gone.clone())
+    }
+
+    /// Lets sessions go whose time is over.
+    fn expire(&mut self) {
+        let over: Vec<_> = self.sessions.iter().filter(|(_, it)| it.is_over()).map(|(id, _)| id.clone()).collect();
+        for client in over {
+            self.sessions.remove(&client);
+            self.removed.insert(client);
         }
-        let full = self.retained.len() >= MAX_RETAINED || self.retained_bytes + size(message) > MAX_RETAINED_BYTES;
-        if full {
-            dropped.inc();
-            tracing::warn!(topic = message.topic, "too many retained messages; this one is not kept for later");
-            return;
-        }
-        self.retained_bytes += size(message);
-        self.retained.insert(message.topic.clone(), message.clone());
     }
 }
 

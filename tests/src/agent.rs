@@ -57,6 +57,13 @@ impl Agent {
         Ok(Self { dir: dir.to_owned(), data, config, mqtt, http, child: None })
     }
 
+    /// Adds lines to its `[mqtt]`; for an agent that does not run.
+    pub fn mqtt_options(self, lines: &str) -> Result<Self> {
+        let text = fs::read_to_string(&self.config)?;
+        fs::write(&self.config, text.replace("[mqtt]\n", &format!("[mqtt]\n{lines}\n")))?;
+        Ok(self)
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start(&mut self) -> Result<()> {
         self.start_within(Duration::from_secs(20))
@@ -142,6 +149,23 @@ impl Agent {
     /// Its process; 0 while it does not run.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// `/metrics`: the value of one line, by its name and labels; 0 while it is not there.
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.http);
+        let output = Command::new("curl").args(["-sf", &url]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.map(str::parse).transpose()?.unwrap_or(0))
+    }
+
+    /// Bytes of memory that its process has resident.
+    pub fn resident(&self) -> Result<usize> {
+        let pid = self.child.as_ref().context("the agent does not run")?.id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim_end_matches("kB").trim().parse::<usize>()? << 10)
     }
 
     /// Where its data are.

@@ -6,6 +6,7 @@ mod agent;
 mod certificates;
 mod disk;
 mod publisher;
+pub mod raw;
 mod servers;
 pub mod written;
 
@@ -13,18 +14,31 @@ pub use agent::Agent;
 pub use certificates::Certificates;
 pub use disk::Disk;
 pub use publisher::Publisher;
+pub use raw::Raw;
 pub use servers::{Ceph, Mosquitto, python, python_program};
 
 use std::{
     net::TcpListener,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
 
-/// A port that is free now.
+/// A port that is free now, and given out once by this process. Below those that the kernel gives to outgoing
+/// connections: one of them would take the port while nobody listens there, between two starts of an agent.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const PORTS: std::ops::Range<u32> = 10_000..32_000;
+    for _ in PORTS {
+        // Processes begin in different places.
+        let n = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(977));
+        let port = u16::try_from(PORTS.start + n % (PORTS.end - PORTS.start))?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free")
 }
 
 /// Waits until `done` holds; names `what` when it does not come to be within `patience`.

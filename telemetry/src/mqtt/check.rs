@@ -3,6 +3,8 @@
 //! Pure, and the first thing that hostile bytes meet: it looks at one whole frame and says what is wrong with it.
 //! Sections are those of MQTT 5; 3.1.1 has the same rules where a rule applies to it.
 
+use super::property;
+
 /// Why a packet is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Bad {
@@ -52,13 +54,14 @@ pub fn packet(frame: &[u8], header: usize, v5: bool) -> Result<(), Bad> {
     let (kind, flags) = (frame[0] >> 4, frame[0] & 0x0f);
     let body = &frame[header..];
     match kind {
-        3 => return publish(flags, body),
+        3 => return publish(flags, body, v5),
         6 | 8 | 10 if flags != 2 => return Err(Bad::Malformed("reserved flags of the fixed header are not 0010")),
         1 | 4 | 5 | 7 | 12 | 14 | 15 if flags != 0 => {
             return Err(Bad::Malformed("reserved flags of the fixed header are not 0"));
         }
         0 => return Err(Bad::Malformed("packet type 0")),
         15 if !v5 => return Err(Bad::Malformed("packet type 15")),
+        15 => return Err(Bad::Protocol("AUTH without an authentication method")),
         2 | 9 | 11 | 13 => return Err(Bad::Protocol("a packet that only servers send")),
         12 if !body.is_empty() => return Err(Bad::Malformed("PINGREQ has a payload")),
         _ => {}
@@ -71,17 +74,28 @@ pub fn packet(frame: &[u8], header: usize, v5: bool) -> Result<(), Bad> {
                 return Err(Bad::Protocol("packet identifier 0"));
             }
             match kind {
-                8 => filters(&body[2..], v5, true),
-                10 => filters(&body[2..], v5, false),
-                _ => Ok(()),
+                8 => subscribe(&body[2..], v5),
+                10 => unsubscribe(&body[2..], v5),
+                _ if !v5 => Ok(()),
+                _ => reason(&body[2..], property::ACK),
             }
         }
-        14 if !v5 && !body.is_empty() => Err(Bad::Malformed("DISCONNECT has a payload")),
+        14 if v5 => reason(body, property::DISCONNECT),
+        14 if !body.is_empty() => Err(Bad::Malformed("DISCONNECT has a payload")),
         _ => Ok(()),
     }
 }
 
-fn publish(flags: u8, body: &[u8]) -> Result<(), Bad> {
+/// A reason code and properties, either of which may be left out (sections 3.4.2.1, 3.14.2.1).
+fn reason(body: &[u8], allowed: &[u8]) -> Result<(), Bad> {
+    match body {
+        [] | [_] => Ok(()),
+        [_, properties @ ..] if property::check(properties, allowed)?.is_empty() => Ok(()),
+        _ => Err(Bad::Malformed("the packet goes on behind its end")),
+    }
+}
+
+fn publish(flags: u8, body: &[u8], v5: bool) -> Result<(), Bad> {
     let qos = flags >> 1 & 3;
     if qos == 3 {
         return Err(Bad::Malformed("QoS 3"));
@@ -96,7 +110,15 @@ fn publish(flags: u8, body: &[u8]) -> Result<(), Bad> {
     if topic.contains(&b'+') || topic.contains(&b'#') {
         return Err(Bad::Malformed("the topic has a wildcard"));
     }
-    Ok(())
+    let mut rest = &body[2 + topic.len()..];
+    if qos > 0 {
+        let (id, behind) = rest.split_first_chunk::<2>().ok_or(Bad::Malformed("no packet identifier"))?;
+        if *id == [0, 0] {
+            return Err(Bad::Protocol("packet identifier 0"));
+        }
+        rest = behind;
+    }
+    if v5 { property::check(rest, property::PUBLISH).map(drop) } else { Ok(()) }
 }
 
 /// Section 3.1.2: protocol name, level, flags.
@@ -117,55 +139,69 @@ fn connect(body: &[u8]) -> Result<(), Bad> {
     if *level == 4 && flags & 0xc0 == 0x40 {
         return Err(Bad::Malformed("CONNECT has a password and no user name"));
     }
-    let mut id = payload;
-    if *level == 5 {
-        let (len, header) = varint(payload).ok_or(Bad::Malformed("CONNECT properties are cut off"))?;
-        id = payload.get(header + len..).ok_or(Bad::Malformed("CONNECT properties are cut off"))?;
-    }
-    let id = string(id).ok_or(Bad::Malformed("CONNECT without a client identifier"))?;
-    if utf8_ok(id) { Ok(()) } else { Err(Bad::Malformed("the client identifier is not UTF-8 or has a NUL")) }
-}
-
-/// Sections 3.8.3 and 3.10.3: filters, and the reserved bits of the options that SUBSCRIBE has after each.
-fn filters(body: &[u8], v5: bool, options: bool) -> Result<(), Bad> {
-    const CUT: Bad = Bad::Malformed("SUBSCRIBE or UNSUBSCRIBE is cut off");
-    let mut rest = body;
-    if v5 {
-        let (len, header) = varint(rest).ok_or(CUT)?;
-        rest = rest.get(header + len..).ok_or(CUT)?;
-    }
-    if rest.is_empty() {
-        return Err(Bad::Protocol("SUBSCRIBE or UNSUBSCRIBE without a filter"));
-    }
-    let reserved = if v5 { 0xc0 } else { 0xfc };
-    while !rest.is_empty() {
-        let filter = string(rest).ok_or(CUT)?;
-        if !utf8_ok(filter) {
-            return Err(Bad::Malformed("a filter is not UTF-8 or has a NUL"));
-        }
-        rest = &rest[2 + filter.len()..];
-        if options {
-            let (&options, tail) = rest.split_first().ok_or(CUT)?;
-            if options & reserved != 0 || options & 3 == 3 || options & 0x30 == 0x30 {
-                return Err(Bad::Malformed("reserved bits of the subscription options are set"));
-            }
-            rest = tail;
-        }
+    let v5 = *level == 5;
+    let payload = if v5 { property::check(payload, property::CONNECT)? } else { payload };
+    let behind = text(payload, "the client identifier is cut off, not UTF-8 or has a NUL")?;
+    if will {
+        let topic = if v5 { property::check(behind, property::WILL)? } else { behind };
+        text(topic, "the topic of the will is cut off, not UTF-8 or has a NUL")?;
     }
     Ok(())
 }
 
-fn string(bytes: &[u8]) -> Option<&[u8]> {
+/// Section 3.8.3: reserved bits of the subscription options.
+fn subscribe(body: &[u8], v5: bool) -> Result<(), Bad> {
+    let mut rest = body;
+    if v5 {
+        rest = property::check(rest, property::SUBSCRIBE)?;
+    }
+    if rest.is_empty() {
+        return Err(Bad::Protocol("SUBSCRIBE without a filter"));
+    }
+    let reserved = if v5 { 0xc0 } else { 0xfc };
+    while !rest.is_empty() {
+        let filter = string(rest).ok_or(Bad::Malformed("SUBSCRIBE is cut off"))?;
+        if !utf8_ok(filter) {
+            return Err(Bad::Malformed("a filter is not UTF-8 or has a NUL"));
+        }
+        let options = *rest.get(2 + filter.len()).ok_or(Bad::Malformed("SUBSCRIBE is cut off"))?;
+        if options & reserved != 0 || options & 3 == 3 || options & 0x30 == 0x30 {
+            return Err(Bad::Malformed("reserved bits of the subscription options are set"));
+        }
+        rest = &rest[3 + filter.len()..];
+    }
+    Ok(())
+}
+
+/// Section 3.10.3.
+fn unsubscribe(body: &[u8], v5: bool) -> Result<(), Bad> {
+    let mut rest = if v5 { property::check(body, property::UNSUBSCRIBE)? } else { body };
+    if rest.is_empty() {
+        return Err(Bad::Protocol("UNSUBSCRIBE without a filter"));
+    }
+    while !rest.is_empty() {
+        rest = text(rest, "a filter is cut off, not UTF-8 or has a NUL")?;
+    }
+    Ok(())
+}
+
+/// What follows a string.
+fn text<'a>(bytes: &'a [u8], problem: &'static str) -> Result<&'a [u8], Bad> {
+    let text = string(bytes).filter(|text| utf8_ok(text)).ok_or(Bad::Malformed(problem))?;
+    Ok(&bytes[2 + text.len()..])
+}
+
+pub(super) fn string(bytes: &[u8]) -> Option<&[u8]> {
     let len = u16::from_be_bytes(*bytes.first_chunk()?);
     bytes.get(2..2 + usize::from(len))
 }
 
-fn utf8_ok(bytes: &[u8]) -> bool {
+pub(super) fn utf8_ok(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok_and(|text| !text.contains('\0'))
 }
 
 /// A variable byte integer and how many bytes it took.
-fn varint(bytes: &[u8]) -> Option<(usize, usize)> {
+pub(super) fn varint(bytes: &[u8]) -> Option<(usize, usize)> {
     let mut value = 0;
     for (n, shift) in (0..4).zip([0, 7, 14, 21]) {
         let byte = *bytes.get(n)?;
@@ -196,6 +232,9 @@ mod tests {
         check(&[0x36, 5, 0, 1, b'a', 0, 1], false, false); // QoS 3
         check(&[0x38, 3, 0, 1, b'a'], false, false); // DUP, QoS 0
         check(&[0x30, 3, 0, 1, b'#'], false, false);
+        check(&[0x32, 5, 0, 1, b'a', 0, 0], false, false); // packet identifier 0
+        check(&[0x30, 4, 0, 1, b'a', 0], true, true);
+        check(&[0x30, 3, 0, 1, b'a'], true, false); // no properties
         check(&[0x30, 3, 0, 1, 0], false, false);
         check(&[0x30, 3, 0, 9, b'a'], false, false);
         check(&[0x40, 2, 0, 1], false, true); // PUBACK
@@ -212,7 +251,13 @@ mod tests {
         check(&[0xa2, 2, 0, 1], false, false);
         check(&[0xa2, 3, 0, 1, 0], true, false);
         check(&[0xa2, 5, 0, 1, 0, 1, 0], false, false); // NUL
+        check(&[0xe0, 0], true, true); // DISCONNECT
+        check(&[0xe0, 1, 4], true, true);
+        check(&[0xe0, 2, 0, 0], true, true);
+        check(&[0xe0, 3, 0, 0, 9], true, false);
+        check(&[0xe0, 1, 4], false, false);
         check(&[0xf0, 0], false, false); // AUTH
+        check(&[0xf0, 0], true, false);
         let connect = |flags: u8| [&[0x10, 13, 0, 4], &b"MQTT"[..], &[4, flags, 0, 9, 0, 1, b'c']].concat();
         check(&connect(2), false, true);
         check(&connect(3), false, false);

@@ -2,9 +2,15 @@
 //!
 //! One task does everything, in one loop. PUBLISH packets that are in the buffer together are one batch for the outbox;
 //! batches are stored while the next packets are read, and acknowledged in their order.
+//!
+//! Always true: what was read is stored, heard and counted also when the connection ends right after it; a session is
+//! left before its next connection takes it up; and what is to be written stays under [`MAX_OUTPUT`] and one packet.
+
+mod arriving;
+mod sending;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, PoisonError},
@@ -23,19 +29,24 @@ use super::{
     Shared, WRITE_PATIENCE,
     auth::Rights,
     check::Bad,
-    packet::{self, Connect, Granted, Incoming, Publish, Version},
-    storing::{Pending, store},
+    greeting::Connect,
+    packet::{self, Incoming, Version},
+    storing::Pending,
     window::Window,
 };
 use crate::{
     reading::NewReading,
-    router::{Attached, Delivery, Message, Retained, SessionError, Subscription},
-    topic,
+    router::{Attached, Inbox, Left, Message},
 };
+use sending::Kept;
 
 /// Readings and bytes of one connection on their way to the disk.
 pub const MAX_PENDING: usize = 1024;
 const MAX_PENDING_BYTES: usize = 256 << 10;
+/// Bytes waiting to be written, above which nothing is added.
+const MAX_OUTPUT: usize = 32 << 10;
+/// What was begun is finished within this when the connection ends.
+const FAREWELL: Duration = Duration::from_secs(3);
 /// Topic aliases an MQTT 5 client may set.
 pub const MAX_ALIASES: u16 = 32;
 
@@ -50,6 +61,7 @@ enum End {
     Lost,
     Bad(Bad),
     Reason(u8, &'static str),
+    Silent,
     TakenOver,
     Stopping,
 }
@@ -78,11 +90,20 @@ pub struct Client {
     rights: Rights,
     link_id: u64,
     keep_alive: Option<Duration>,
+    /// When its last packet came.
+    heard: Instant,
+    session_expiry: Duration,
     max_packet: Option<u32>,
     will: Option<(Message, u32)>,
-    attached: Attached,
+    inbox: Inbox,
+    taken_over: CancellationToken,
     window: Window,
+    /// Retained messages that new subscriptions are still to be sent.
+    kept: VecDeque<Kept>,
+    /// QoS 2 packet ids that are stored and not yet released.
     inbound: HashSet<u16>,
+    /// QoS 2 packet ids on their way to the disk.
+    arriving: HashSet<u16>,
     aliases: BTreeMap<u16, String>,
     /// Readings taken from the buffer and not yet handed to the outbox.
     batch: Vec<(NewReading, Pending)>,
@@ -97,12 +118,9 @@ impl Client {
         (shared, peer, stop): (Arc<Shared>, SocketAddr, CancellationToken),
         connect: Connect,
         rights: Rights,
-        mut attached: Attached,
+        attached: Attached,
     ) -> Self {
         let keep_alive = (connect.keep_alive > 0).then(|| Duration::from_millis(u64::from(connect.keep_alive) * 1500));
-        let mut wills = shared.wills.lock().unwrap_or_else(PoisonError::into_inner);
-        wills.remove(&connect.client);
-        drop(wills);
         shared.metrics.clients.inc();
         Self {
             version: connect.version,
@@ -110,11 +128,16 @@ impl Client {
             rights,
             link_id: attached.link_id,
             keep_alive,
+            heard: Instant::now(),
+            session_expiry: Duration::from_secs(connect.session_expiry.unwrap_or(0).into()),
             max_packet: connect.max_packet,
             will: connect.will,
-            inbound: std::mem::take(&mut attached.inbound),
-            attached,
-            window: Window::new(connect.receive_max),
+            inbox: attached.inbox,
+            taken_over: attached.taken_over,
+            window: Window::new(connect.receive_max, attached.left.open),
+            kept: VecDeque::new(),
+            inbound: attached.left.inbound,
+            arriving: HashSet::new(),
             aliases: BTreeMap::new(),
             batch: Vec::new(),
             storing: FuturesOrdered::new(),
@@ -138,73 +161,93 @@ impl Client {
                 break end;
             }
         };
-        if matches!(end, End::Stopping) {
-            // What was read is stored and acknowledged before the connection goes.
-            let _ = timeout(Duration::from_secs(3), self.drain(&mut output)).await;
-        }
+        let _ = timeout(FAREWELL, self.drain(&mut output)).await;
         self.say_goodbye(&end, &mut output);
+        // Before the last words: the client may be back already, and waits for its session.
+        self.leave(&end).await;
         if !output.is_empty() {
-            let _ = timeout(Duration::from_secs(2), stream.write_all(&output)).await;
+            let _ = timeout(Duration::from_secs(2), stream.write_all_buf(&mut output)).await;
         }
         let _ = timeout(Duration::from_secs(1), stream.shutdown()).await;
-        self.leave(end).await;
     }
 
-    /// Waits for one event and deals with it.
+    /// Deals with what is there, then waits for one event.
     async fn step<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         stream: &mut S,
         input: &mut BytesMut,
         output: &mut BytesMut,
     ) -> Result<(), End> {
-        self.parse(input, output).await?;
-        self.fill(output);
+        let all_parsed = self.parse(input, output).await?;
+        let all_filled = self.fill(output);
         if !output.is_empty() {
-            timeout(WRITE_PATIENCE, stream.write_all(output)).await.map_err(|_| End::Lost)??;
-            output.clear();
-            if output.capacity() > 64 << 10 {
-                *output = BytesMut::new();
-            }
+            self.write(stream, output).await?;
         }
+        let more = !all_parsed || !all_filled;
         let may_read = self.may_read();
-        let silence = tokio::time::Instant::now() + self.keep_alive.unwrap_or(Duration::from_secs(86_400));
+        if !may_read {
+            // A client that is not read from cannot be heard: silence then is ours.
+            self.heard = Instant::now();
+        }
+        let silence = self.heard + self.keep_alive.unwrap_or(Duration::from_secs(86_400));
         let wants_more = self.window.has_room();
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(End::Stopping),
-            () = self.attached.taken_over.cancelled() => Err(End::TakenOver),
+            () = self.taken_over.cancelled() => Err(End::TakenOver),
             Some(done) = self.storing.next(), if !self.storing.is_empty() => {
                 self.stored(done, output);
                 Ok(())
             }
-            Some(delivery) = self.attached.receiver.recv(), if wants_more => {
-                self.send(delivery, output);
-                Ok(())
-            }
-            read = read_some(stream, input), if may_read => match read? {
+            // Before what is to be sent: a client that hears a lot must not go unheard itself.
+            read = read_some(stream, input), if may_read && all_parsed => match read? {
                 0 => Err(End::Lost),
                 _ => Ok(()),
             },
-            // A client that is not read from cannot be heard: silence then is ours.
-            () = sleep_until(silence), if may_read && self.keep_alive.is_some() => {
-                Err(End::Reason(0x8d, "keep-alive time-out"))
+            () = std::future::ready(()), if more => Ok(()),
+            Some(delivery) = self.inbox.recv(), if wants_more => {
+                self.send(delivery, output);
+                Ok(())
             }
+            () = sleep_until(silence.into()), if may_read && self.keep_alive.is_some() => Err(End::Silent),
         }
+    }
+
+    /// Writes all; a client that does not read holds up neither a stop nor its own next connection.
+    async fn write<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, output: &mut BytesMut) -> Result<(), End> {
+        let write = async {
+            stream.write_all_buf(output).await?;
+            stream.flush().await // TLS keeps back what the socket did not take.
+        };
+        tokio::select! {
+            biased;
+            written = timeout(WRITE_PATIENCE, write) => written.map_err(|_| End::Lost)??,
+            () = self.stop.cancelled() => return Err(End::Stopping),
+            () = self.taken_over.cancelled() => return Err(End::TakenOver),
+        }
+        if output.capacity() > 2 * MAX_OUTPUT {
+            *output = BytesMut::new();
+        }
+        Ok(())
     }
 
     fn may_read(&self) -> bool {
         self.pending < MAX_PENDING && self.pending_bytes < MAX_PENDING_BYTES
     }
 
-    /// Deals with every whole packet in the buffer.
-    async fn parse(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Result<(), End> {
+    /// Deals with the whole packets in the buffer; `false` where some are left because there is a lot to write first.
+    async fn parse(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Result<bool, End> {
         let max = self.shared.options.max_packet;
         let result = loop {
             if !self.may_read() {
-                break Ok(());
+                break Ok(true);
+            }
+            if output.len() >= MAX_OUTPUT {
+                break Ok(false);
             }
             match packet::take_frame(input, max, self.version == Version::V5) {
                 Ok(Some(frame)) => {
+                    self.heard = Instant::now();
                     let taken = match packet::incoming(frame, self.version) {
                         Ok(incoming) => self.take(incoming, output).await,
                         Err(bad) => Err(bad.into()),
@@ -213,7 +256,7 @@ impl Client {
                         break Err(end);
                     }
                 }
-                Ok(None) => break Ok(()),
+                Ok(None) => break Ok(true),
                 Err(bad) => break Err(bad.into()),
             }
         };
@@ -236,152 +279,19 @@ impl Client {
             Incoming::Subscribe(id, filters) => self.subscribe(id, filters, output).await,
             Incoming::Unsubscribe(id, filters) => {
                 let router = &self.shared.ingest.router;
+                self.kept.retain(|kept| !filters.contains(&kept.subscription.filter));
                 let found: Vec<_> = filters.iter().map(|filter| router.unsubscribe(&self.name, filter)).collect();
                 self.save().await;
                 packet::unsuback(output, self.version, id, &found);
             }
             Incoming::Ping => packet::pong(output),
+            // Who began a session that ends with the connection cannot make it last at the end (section 3.14.2.2.2).
+            Incoming::Disconnect { session_expiry: Some(1..), .. } if self.session_expiry.is_zero() => {
+                return Err(Bad::Protocol("DISCONNECT makes a session last that was to end").into());
+            }
             Incoming::Disconnect { with_will, session_expiry } => return Err(End::Asked { with_will, session_expiry }),
         }
         Ok(())
-    }
-
-    fn publish(&mut self, mut publish: Publish, output: &mut BytesMut) -> Result<(), End> {
-        self.shared.metrics.published(publish.qos);
-        self.resolve_alias(&mut publish)?;
-        if topic::check_name(&publish.topic).is_err() {
-            return Err(End::Reason(0x90, "topic name not valid here"));
-        }
-        if !self.rights.may_publish(&publish.topic) {
-            self.shared.metrics.refused("topic");
-            return match (self.version, publish.qos) {
-                // 3.1.1 has no way to refuse a PUBLISH but to close or to swallow it (section 3.3.5).
-                (_, 0) => Ok(()),
-                (Version::V4, qos) => {
-                    packet::ack(output, if qos == 1 { 0x40 } else { 0x50 }, publish.id);
-                    Ok(())
-                }
-                (Version::V5, qos) => {
-                    let [high, low] = publish.id.to_be_bytes();
-                    output.extend_from_slice(&[if qos == 1 { 0x40 } else { 0x50 }, 3, high, low, 0x87]);
-                    Ok(())
-                }
-            };
-        }
-        if publish.qos == 2 && !self.inbound.insert(publish.id) {
-            packet::ack(output, 0x50, publish.id); // Sent again: it is stored, or about to be.
-            return Ok(());
-        }
-        self.pending += 1;
-        self.pending_bytes += publish.payload.len() + publish.topic.len();
-        let router = &self.shared.ingest.router;
-        let message = (publish.retain || router.has_listeners()).then(|| Message {
-            qos: publish.qos,
-            retain: publish.retain,
-            properties: publish.properties,
-            ..Message::plain(publish.topic.clone(), publish.payload.clone())
-        });
-        let reading = NewReading { topic: publish.topic, payload: publish.payload };
-        self.batch.push((reading, Pending { qos: publish.qos, id: publish.id, message }));
-        Ok(())
-    }
-
-    fn resolve_alias(&mut self, publish: &mut Publish) -> Result<(), End> {
-        let Some(alias) = publish.properties.as_ref().and_then(|properties| properties.topic_alias) else {
-            return Ok(());
-        };
-        if alias == 0 || alias > MAX_ALIASES {
-            return Err(End::Reason(0x94, "topic alias out of range"));
-        }
-        if publish.topic.is_empty() {
-            let known = self.aliases.get(&alias).ok_or(End::Reason(0x82, "topic alias not known"))?;
-            publish.topic.clone_from(known);
-        } else {
-            self.aliases.insert(alias, publish.topic.clone());
-        }
-        Ok(())
-    }
-
-    fn store_batch(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
-        let batch = std::mem::take(&mut self.batch);
-        self.storing.push_back(Box::pin(store(self.shared.clone(), batch)));
-    }
-
-    /// A batch is on disk: acknowledge it, and let local subscribers hear it.
-    fn stored(&mut self, done: Vec<Pending>, output: &mut BytesMut) {
-        self.pending -= done.len();
-        if self.pending == 0 {
-            self.pending_bytes = 0;
-        }
-        for pending in done {
-            match pending.qos {
-                0 => {}
-                1 => packet::ack(output, 0x40, pending.id),
-                _ => packet::ack(output, 0x50, pending.id),
-            }
-            if let Some(message) = pending.message {
-                self.shared.ingest.router.publish_from(&message, Some(&self.name));
-            }
-        }
-    }
-
-    /// Sends what waits in the channel and, when that is empty, in the session's queue.
-    fn fill(&mut self, output: &mut BytesMut) {
-        while self.window.has_room() && output.len() < 32 << 10 {
-            if let Ok(delivery) = self.attached.receiver.try_recv() {
-                self.send(delivery, output);
-                continue;
-            }
-            let queued = self.shared.ingest.router.take_queued(&self.name, self.link_id, 1);
-            let Some(delivery) = queued.into_iter().next() else { return };
-            self.send(delivery, output);
-        }
-    }
-
-    fn send(&mut self, delivery: Delivery, output: &mut BytesMut) {
-        if delivery.message.expires_in() == Some(0) {
-            return;
-        }
-        let id = if delivery.qos == 0 { 0 } else { self.window.send(&delivery) };
-        if !packet::publish(output, self.version, &delivery, id, self.max_packet) {
-            // Larger than the client takes: it is as if it had been delivered (section 3.1.2.11.4).
-            self.window.done(id);
-        }
-    }
-
-    async fn subscribe(&mut self, id: u16, filters: Vec<(Subscription, Retained)>, output: &mut BytesMut) {
-        let mut granted = Vec::with_capacity(filters.len());
-        let mut retained = Vec::new();
-        for (subscription, handling) in filters {
-            let qos = subscription.qos;
-            granted.push(if topic::check_filter(&subscription.filter).is_err() {
-                Granted::Invalid
-            } else if subscription.filter.starts_with("$share/") {
-                Granted::SharedUnsupported
-            } else if !self.rights.may_subscribe(&subscription.filter) {
-                Granted::NotAuthorized
-            } else {
-                match self.shared.ingest.router.subscribe(&self.name, subscription, handling) {
-                    Ok(deliveries) => {
-                        retained.extend(deliveries);
-                        Granted::Qos(qos)
-                    }
-                    Err(SessionError::Quota) => Granted::Quota,
-                }
-            });
-        }
-        self.save().await;
-        packet::suback(output, self.version, id, &granted);
-        for delivery in retained {
-            if delivery.qos == 0 || self.window.has_room() {
-                self.send(delivery, output);
-            } else {
-                self.shared.ingest.router.requeue(&self.name, self.link_id, delivery);
-            }
-        }
     }
 
     /// Subscriptions are on disk before they are acknowledged; if that fails the client is served all the same.
@@ -417,6 +327,10 @@ impl Client {
                 metrics.refused("packet");
                 (*reason, (*why).to_owned())
             }
+            End::Silent => {
+                metrics.refused("keep-alive");
+                (0x8d, "nothing heard for one and a half times the keep-alive".to_owned())
+            }
             End::TakenOver => (0x8e, "another connection took the session over".to_owned()),
             End::Stopping => (0x8b, "the agent stops".to_owned()),
         };
@@ -424,34 +338,41 @@ impl Client {
         packet::disconnect(output, self.version, reason);
     }
 
-    async fn leave(mut self, end: End) {
+    async fn leave(&mut self, end: &End) {
         let shared = self.shared.clone();
         shared.metrics.clients.dec();
-        let taken_over = matches!(end, End::TakenOver);
         let (with_will, expiry) = match end {
             End::Asked { with_will, session_expiry } => {
-                let most = shared.options.max_session;
-                (with_will, session_expiry.map(|secs| Duration::from_secs(secs.into()).min(most)))
+                let asked = session_expiry.map(|secs| Duration::from_secs(secs.into()).min(shared.options.max_session));
+                (*with_will, asked.unwrap_or(self.session_expiry))
             }
-            _ => (true, None),
+            _ => (true, self.session_expiry),
         };
-        self.attached.receiver.close();
-        let mut unacked = std::mem::replace(&mut self.window, Window::new(0)).into_unacked();
-        while let Ok(delivery) = self.attached.receiver.try_recv() {
-            unacked.push(delivery);
+        // A delayed will comes when the delay is over or the session ends, whichever is first (section 3.1.3.2.2).
+        let will = self.will.take().filter(|_| with_will);
+        let will = will.map(|(will, delay)| (will, Duration::from_secs(delay.into()).min(expiry)));
+        let (now, later): (Option<_>, Option<_>) = match will {
+            Some((will, delay)) if delay.is_zero() => (Some(will), None),
+            will => (None, will),
+        };
+        if let Some((will, delay)) = later {
+            // Before the session is left: the next connection looks for it then.
+            let mut wills = shared.wills.lock().unwrap_or_else(PoisonError::into_inner);
+            wills.insert(self.name.clone(), (Instant::now() + delay, will));
         }
-        if !taken_over {
-            shared.ingest.router.detach(&self.name, self.link_id, expiry, unacked, std::mem::take(&mut self.inbound));
+        let left = self.left();
+        shared.ingest.router.detach(&self.name, self.link_id, expiry, left);
+        if let Some(will) = now {
+            shared.publish_will(will).await;
         }
-        if let Some((will, delay)) = self.will.take().filter(|_| with_will) {
-            if delay > 0 && !taken_over {
-                let at = Instant::now() + Duration::from_secs(delay.min(86_400).into());
-                let mut wills = shared.wills.lock().unwrap_or_else(PoisonError::into_inner);
-                wills.insert(self.name.clone(), (at, will));
-            } else {
-                shared.publish_will(will).await;
-            }
-        }
+    }
+
+    /// What the session's next connection goes on with.
+    fn left(&mut self) -> Left {
+        self.inbox.close();
+        let unsent = std::iter::from_fn(|| self.inbox.try_recv()).collect();
+        let open = std::mem::replace(&mut self.window, Window::new(0, Vec::new())).into_open();
+        Left { open, unsent, inbound: std::mem::take(&mut self.inbound) }
     }
 }
 

@@ -1,6 +1,10 @@
 //! One connection until its CONNECT is answered: TLS, login, session; then a [`Client`] goes on.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use board::tls;
 use bytes::BytesMut;
@@ -14,14 +18,17 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared, WRITE_PATIENCE,
     auth::{Denied, Door, Rights},
-    check::Bad,
     client::{Client, MAX_ALIASES, MAX_PENDING},
-    packet::{self, Connect, Refusal, Version, Welcome},
+    greeting::{self, Connect, Refusal, Unfit, Welcome},
+    packet::{self, Version},
 };
 use crate::{router::Attached, topic};
 
 /// A client that does not say CONNECT is cut off after this.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest client identifier, bytes: it is a key of the state, and a label in logs.
+const MAX_CLIENT_ID: usize = 256;
 
 /// A connection that was accepted.
 pub struct Connection {
@@ -68,9 +75,23 @@ impl Connection {
             let _ = timeout(WRITE_PATIENCE, stream.write_all(&output)).await;
             output.clear();
         }
-        let Ok(Some((connect, rights, attached))) = hello else { return };
+        let (connect, rights, attached) = match hello {
+            Ok(Some(let_in)) => let_in,
+            Ok(None) => return,
+            Err(_) => return self.shared.metrics.refused("connect"),
+        };
+        self.forget_will(&connect.client, attached.present).await;
         let client = Client::new((self.shared, self.peer, self.stop), connect, rights, attached);
         client.run(stream, input, output).await;
+    }
+
+    /// A will that waited for this client to come back is void if it resumes its session, and due if that has ended
+    /// (section 3.1.3.2.2).
+    async fn forget_will(&self, client: &str, resumed: bool) {
+        let will = self.shared.wills.lock().unwrap_or_else(PoisonError::into_inner).remove(client);
+        if let Some((_, will)) = will.filter(|_| !resumed) {
+            self.shared.publish_will(will).await;
+        }
     }
 
     /// Reads CONNECT and answers it; `None` where the client is not let in.
@@ -82,45 +103,47 @@ impl Connection {
         certificate: Option<String>,
     ) -> Option<(Connect, Rights, Attached)> {
         let frame = loop {
+            if input.first().is_some_and(|byte| byte >> 4 != 1) {
+                // Said now: whoever speaks another protocol may wait for an answer instead of sending what is missing.
+                return self.refuse("connect", "the first packet is not CONNECT");
+            }
             match packet::take_frame(input, self.shared.options.max_packet, false) {
                 Ok(Some(frame)) => break frame,
                 Ok(None) if stream.read_buf(input).await.ok()? > 0 => {}
                 Ok(None) => return None,
-                Err(bad) => return self.refuse("connect", bad),
+                Err(bad) => return self.unfit(output, &Unfit::new(bad, input)),
             }
         };
-        let mut connect = match packet::connect(frame) {
+        let mut connect = match greeting::connect(frame) {
             Ok(connect) => connect,
-            Err((bad, version)) => {
-                let refusal = if matches!(bad, Bad::Protocol(_)) { Refusal::Version } else { Refusal::Malformed };
-                if let Some(version) = version {
-                    packet::refuse(output, version, refusal);
-                }
-                return self.refuse("connect", bad);
-            }
+            Err(unfit) => return self.unfit(output, &unfit),
         };
         let rights = match self.admit(&connect, certificate.as_deref()) {
             Ok(rights) => rights,
             Err(refusal) => {
-                packet::refuse(output, connect.version, refusal);
+                greeting::refuse(output, connect.version, refusal);
                 return self.refuse("login", format!("{refusal:?}"));
             }
         };
         if let Some(refusal) = will_fault(&connect, &rights) {
-            packet::refuse(output, connect.version, refusal);
+            greeting::refuse(output, connect.version, refusal);
             return self.refuse("will", format!("{refusal:?}"));
+        }
+        if connect.client.len() > MAX_CLIENT_ID {
+            greeting::refuse(output, connect.version, Refusal::ClientId);
+            return self.refuse("client id", "too long");
         }
         let assigned = connect.client.is_empty().then(assigned_id);
         if let Some(id) = &assigned {
             if connect.version == Version::V4 && !connect.clean {
-                packet::refuse(output, connect.version, Refusal::ClientId);
+                greeting::refuse(output, connect.version, Refusal::ClientId);
                 return self.refuse("client id", "empty with a lasting session");
             }
             connect.client.clone_from(id);
         }
         let expiry = self.session_expiry(&connect);
-        let Ok(attached) = self.shared.ingest.router.attach(&connect.client, connect.clean, expiry) else {
-            packet::refuse(output, connect.version, Refusal::Quota);
+        let Ok(attached) = self.shared.ingest.router.attach(&connect.client, connect.clean, expiry).await else {
+            greeting::refuse(output, connect.version, Refusal::Quota);
             return self.refuse("sessions", "too many");
         };
         let asked = connect.session_expiry.unwrap_or(0);
@@ -133,8 +156,16 @@ impl Connection {
             max_packet: u32::try_from(self.shared.options.max_packet).unwrap_or(u32::MAX),
             alias_max: MAX_ALIASES,
         };
-        packet::accept(output, connect.version, welcome);
+        greeting::accept(output, connect.version, welcome);
+        connect.session_expiry = Some(granted);
         Some((connect, rights, attached))
+    }
+
+    fn unfit<T>(&self, output: &mut BytesMut, unfit: &Unfit) -> Option<T> {
+        if let Some((version, refusal)) = unfit.answer {
+            greeting::refuse(output, version, refusal);
+        }
+        self.refuse("connect", unfit.bad)
     }
 
     fn refuse<T>(&self, reason: &'static str, why: impl std::fmt::Display) -> Option<T> {
@@ -144,14 +175,15 @@ impl Connection {
     }
 
     fn admit(&self, connect: &Connect, certificate: Option<&str>) -> Result<Rights, Refusal> {
-        if self.shared.is_banned(self.peer.ip()) {
+        let user = connect.login.as_ref().map_or("", |(name, _)| name);
+        if certificate.is_none() && self.shared.is_banned(self.peer.ip(), user) {
             return Err(Refusal::Busy);
         }
         let door = Door { anonymous: self.peer.ip().to_canonical().is_loopback() };
         self.shared.options.users.admit(door, connect.login.as_ref(), certificate).map_err(|denied| match denied {
             Denied::NoLogin => Refusal::NotAuthorized,
             Denied::BadLogin => {
-                self.shared.login_failed(self.peer.ip());
+                self.shared.login_failed(self.peer.ip(), user);
                 Refusal::BadLogin
             }
         })

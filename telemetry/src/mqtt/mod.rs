@@ -9,8 +9,10 @@ pub mod auth;
 pub mod check;
 mod client;
 mod connection;
+mod greeting;
 mod metrics;
 mod packet;
+mod property;
 mod storing;
 mod window;
 
@@ -99,7 +101,8 @@ struct Shared {
     state: State,
     metrics: MqttMetrics,
     wills: Mutex<BTreeMap<String, (Instant, Message)>>,
-    failures: Mutex<BTreeMap<IpAddr, (u32, Instant)>>,
+    /// Failed logins by address and user; names that are no user's count as one.
+    failures: Mutex<BTreeMap<(IpAddr, String), (u32, Instant)>>,
 }
 
 /// The bound listener.
@@ -212,23 +215,30 @@ async fn accept(sockets: &[(TcpListener, Option<Arc<tls::Server>>)]) -> io::Resu
 }
 
 impl Shared {
-    /// Whether this peer has failed to log in too often of late.
-    fn is_banned(&self, peer: IpAddr) -> bool {
+    /// Whether this peer has failed to log in as this user too often of late. By user: one program with an old password
+    /// must not keep the others on its machine out.
+    fn is_banned(&self, peer: IpAddr, user: &str) -> bool {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(&peer).is_some_and(|(times, last)| *times >= 5 && last.elapsed() < Duration::from_secs(10))
+        let known = failures.get(&(peer, self.known(user)));
+        known.is_some_and(|(times, last)| *times >= 5 && last.elapsed() < Duration::from_secs(10))
     }
 
-    fn login_failed(&self, peer: IpAddr) {
+    fn login_failed(&self, peer: IpAddr, user: &str) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.retain(|_, (_, last)| last.elapsed() < Duration::from_secs(60));
         if failures.len() < 1024 {
-            let entry = failures.entry(peer).or_insert((0, Instant::now()));
+            let entry = failures.entry((peer, self.known(user))).or_insert((0, Instant::now()));
             *entry = (entry.0 + 1, Instant::now());
         }
     }
 
+    fn known(&self, user: &str) -> String {
+        if self.options.users.0.contains_key(user) { user.to_owned() } else { String::new() }
+    }
+
     /// A will is a reading like any other; with a full outbox local subscribers hear it all the same.
     async fn publish_will(&self, will: Message) {
+        let will = Message { since: Instant::now(), ..will }; // Its expiry counts from now, not from CONNECT.
         let reading = crate::reading::NewReading { topic: will.topic.clone(), payload: will.payload.clone() };
         if let Err(error) = self.ingest.store(&[reading]).await {
             tracing::warn!(%error, topic = will.topic, "a last will was not stored");

@@ -1,4 +1,6 @@
 //! Both versions of the protocol behind one set of words, on `rumqttc`'s codecs.
+//!
+//! Elsewhere: CONNECT and its answer (`greeting`).
 
 use std::sync::Arc;
 
@@ -6,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use rumqttc::{mqttbytes::v4, v5::mqttbytes as m5, v5::mqttbytes::v5};
 
 use super::check::{self, Bad};
-use crate::router::{Delivery, Message, Properties, Retained, Subscription};
+use crate::router::{Delivery, Properties, Retained, Subscription};
 
 /// Which version a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,21 +19,6 @@ pub enum Version {
     V5,
 }
 
-/// A CONNECT.
-#[derive(Debug, Clone)]
-pub struct Connect {
-    pub version: Version,
-    pub client: String,
-    pub clean: bool,
-    pub keep_alive: u16,
-    /// Seconds; only MQTT 5 says it.
-    pub session_expiry: Option<u32>,
-    pub receive_max: u16,
-    pub max_packet: Option<u32>,
-    pub will: Option<(Message, u32)>,
-    pub login: Option<(String, String)>,
-}
-
 /// A PUBLISH from a client.
 #[derive(Debug, Clone)]
 pub struct Publish {
@@ -39,6 +26,8 @@ pub struct Publish {
     pub payload: Bytes,
     pub qos: u8,
     pub retain: bool,
+    /// Sent before, says the client.
+    pub dup: bool,
     pub id: u16,
     pub properties: Option<Arc<Properties>>,
 }
@@ -78,89 +67,6 @@ pub fn take_frame(buffer: &mut BytesMut, max: usize, v5: bool) -> Result<Option<
     Ok(Some(buffer.split_to(frame.len)))
 }
 
-/// Reads a CONNECT. The error is what to answer, if the version could be told.
-pub fn connect(mut frame: BytesMut) -> Result<Connect, (Bad, Option<Version>)> {
-    if frame.first().is_none_or(|byte| byte >> 4 != 1) {
-        return Err((Bad::Protocol("the first packet is not CONNECT"), None));
-    }
-    let level_at = check::frame(&frame, usize::MAX).ok().flatten().map_or(0, |it| it.header) + 6;
-    match frame.get(level_at) {
-        Some(5) => connect_v5(&mut frame).map_err(|bad| (bad, Some(Version::V5))),
-        Some(4) => connect_v4(&mut frame).map_err(|bad| (bad, Some(Version::V4))),
-        _ => Err((Bad::Protocol("the protocol version is neither 3.1.1 nor 5"), Some(Version::V4))),
-    }
-}
-
-fn connect_v4(frame: &mut BytesMut) -> Result<Connect, Bad> {
-    let Ok(v4::Packet::Connect(it)) = v4::Packet::read(frame, usize::MAX) else {
-        return Err(Bad::Malformed("CONNECT"));
-    };
-    let will = it.last_will.map(|will| {
-        let message = Message { qos: will.qos as u8, retain: will.retain, ..Message::plain(will.topic, will.message) };
-        (message, 0)
-    });
-    Ok(Connect {
-        version: Version::V4,
-        client: it.client_id,
-        clean: it.clean_session,
-        keep_alive: it.keep_alive,
-        session_expiry: None,
-        receive_max: u16::MAX,
-        max_packet: None,
-        will,
-        login: it.login.map(|login| (login.username, login.password)),
-    })
-}
-
-fn connect_v5(frame: &mut BytesMut) -> Result<Connect, Bad> {
-    let Ok(v5::Packet::Connect(it, will, login)) = v5::Packet::read(frame, None) else {
-        return Err(Bad::Malformed("CONNECT"));
-    };
-    let properties = it.properties;
-    let receive_max = properties.as_ref().and_then(|it| it.receive_maximum);
-    let max_packet = properties.as_ref().and_then(|it| it.max_packet_size);
-    if receive_max == Some(0) || max_packet == Some(0) {
-        return Err(Bad::Protocol("receive maximum or maximum packet size is 0"));
-    }
-    if properties.as_ref().is_some_and(|it| it.authentication_method.is_some()) {
-        return Err(Bad::Protocol("enhanced authentication is not offered"));
-    }
-    let will = match will {
-        Some(will) => Some(will_v5(will)?),
-        None => None,
-    };
-    Ok(Connect {
-        version: Version::V5,
-        client: it.client_id,
-        clean: it.clean_start,
-        keep_alive: it.keep_alive,
-        session_expiry: properties.and_then(|it| it.session_expiry_interval),
-        receive_max: receive_max.unwrap_or(u16::MAX),
-        max_packet,
-        will,
-        login: login.map(|login| (login.username, login.password)),
-    })
-}
-
-fn will_v5(will: v5::LastWill) -> Result<(Message, u32), Bad> {
-    let topic = String::from_utf8(will.topic.to_vec()).map_err(|_| Bad::Malformed("the will's topic is not UTF-8"))?;
-    let delay = will.properties.as_ref().and_then(|it| it.delay_interval).unwrap_or(0);
-    let properties = will.properties.map(|it| {
-        Arc::new(Properties {
-            payload_format_indicator: it.payload_format_indicator,
-            message_expiry_interval: it.message_expiry_interval,
-            content_type: it.content_type,
-            response_topic: it.response_topic,
-            correlation_data: it.correlation_data,
-            user_properties: it.user_properties,
-            ..Properties::default()
-        })
-    });
-    let message =
-        Message { qos: will.qos as u8, retain: will.retain, properties, ..Message::plain(topic, will.message) };
-    Ok((message, delay))
-}
-
 /// Reads a packet after CONNECT.
 pub fn incoming(frame: BytesMut, version: Version) -> Result<Incoming, Bad> {
     if frame[0] >> 4 == 1 {
@@ -181,6 +87,7 @@ fn incoming_v4(mut frame: BytesMut) -> Result<Incoming, Bad> {
             payload: it.payload,
             qos: it.qos as u8,
             retain: it.retain,
+            dup: it.dup,
             id: it.pkid,
             properties: None,
         }),
@@ -205,9 +112,11 @@ fn incoming_v4(mut frame: BytesMut) -> Result<Incoming, Bad> {
 
 fn incoming_v5(mut frame: BytesMut) -> Result<Incoming, Bad> {
     use v5::Packet as P;
-    // The codec wants a reason code where the specification lets it be left out (section 3.14.2.1).
-    if frame[0] == 0xe0 && frame[1] == 0 {
-        return Ok(Incoming::Disconnect { with_will: false, session_expiry: None });
+    // The codec wants a reason code and properties where the specification lets them be left out (section 3.14.2.1).
+    match frame[..] {
+        [0xe0, 0] => return Ok(Incoming::Disconnect { with_will: false, session_expiry: None }),
+        [0xe0, 1, reason] => return Ok(Incoming::Disconnect { with_will: reason != 0, session_expiry: None }),
+        _ => {}
     }
     let packet = P::read(&mut frame, None).map_err(|_| Bad::Malformed("the packet does not parse"))?;
     Ok(match packet {
@@ -229,7 +138,8 @@ fn incoming_v5(mut frame: BytesMut) -> Result<Incoming, Bad> {
         P::Unsubscribe(it) => Incoming::Unsubscribe(it.pkid, it.filters),
         P::PingReq(_) => Incoming::Ping,
         P::Disconnect(it) => Incoming::Disconnect {
-            with_will: it.reason_code == v5::DisconnectReasonCode::DisconnectWithWillMessage,
+            // Any other reason leaves the will in force (section 3.1.2.5).
+            with_will: it.reason_code != v5::DisconnectReasonCode::NormalDisconnection,
             session_expiry: it.properties.and_then(|properties| properties.session_expiry_interval),
         },
         _ => return Err(Bad::Protocol("a packet that clients do not send")),
@@ -241,8 +151,8 @@ fn publish_v5(it: v5::Publish) -> Result<Publish, Bad> {
     if it.properties.as_ref().is_some_and(|properties| !properties.subscription_identifiers.is_empty()) {
         return Err(Bad::Protocol("a client's PUBLISH with a subscription identifier"));
     }
-    let (qos, retain, id) = (it.qos as u8, it.retain, it.pkid);
-    Ok(Publish { topic, payload: it.payload, qos, retain, id, properties: it.properties.map(Arc::new) })
+    let (qos, retain, dup, id) = (it.qos as u8, it.retain, it.dup, it.pkid);
+    Ok(Publish { topic, payload: it.payload, qos, retain, dup, id, properties: it.properties.map(Arc::new) })
 }
 
 fn subscription_v5(filter: v5::Filter, id: Option<usize>) -> (Subscription, Retained) {
@@ -351,85 +261,6 @@ pub fn unsuback(out: &mut BytesMut, version: Version, id: u16, found: &[bool]) {
     }
 }
 
-/// Why a CONNECT is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    Version,
-    Malformed,
-    ClientId,
-    BadLogin,
-    NotAuthorized,
-    Busy,
-    Quota,
-    Topic,
-}
-
-/// Writes a refusing CONNACK.
-pub fn refuse(out: &mut BytesMut, version: Version, refusal: Refusal) {
-    let (old, new) = match refusal {
-        Refusal::Version => (1, 0x84),
-        Refusal::ClientId => (2, 0x85),
-        Refusal::Malformed => {
-            return if version == Version::V5 {
-                connack_code(out, version, 0x81);
-            };
-        }
-        Refusal::Busy => (3, 0x89),
-        Refusal::Quota => (3, 0x97),
-        Refusal::BadLogin => (4, 0x86),
-        Refusal::NotAuthorized => (5, 0x87),
-        Refusal::Topic => (5, 0x90),
-    };
-    connack_code(out, version, if version == Version::V5 { new } else { old });
-}
-
-fn connack_code(out: &mut BytesMut, version: Version, code: u8) {
-    match version {
-        Version::V4 => out.extend_from_slice(&[0x20, 2, 0, code]),
-        Version::V5 => out.extend_from_slice(&[0x20, 3, 0, code, 0]),
-    }
-}
-
-/// What a CONNACK tells an MQTT 5 client.
-pub struct Welcome {
-    pub present: bool,
-    pub assigned: Option<String>,
-    pub session_expiry: Option<u32>,
-    pub receive_max: u16,
-    pub max_packet: u32,
-    pub alias_max: u16,
-}
-
-/// Writes an accepting CONNACK.
-pub fn accept(out: &mut BytesMut, version: Version, welcome: Welcome) {
-    if version == Version::V4 {
-        out.extend_from_slice(&[0x20, 2, u8::from(welcome.present), 0]);
-        return;
-    }
-    let properties = v5::ConnAckProperties {
-        session_expiry_interval: welcome.session_expiry,
-        receive_max: Some(welcome.receive_max),
-        max_qos: None,
-        retain_available: None,
-        max_packet_size: Some(welcome.max_packet),
-        assigned_client_identifier: welcome.assigned,
-        topic_alias_max: Some(welcome.alias_max),
-        reason_string: None,
-        user_properties: Vec::new(),
-        wildcard_subscription_available: None,
-        subscription_identifiers_available: None,
-        shared_subscription_available: Some(0),
-        server_keep_alive: None,
-        response_information: None,
-        server_reference: None,
-        authentication_method: None,
-        authentication_data: None,
-    };
-    let code = v5::ConnectReturnCode::Success;
-    let result = v5::ConnAck { session_present: welcome.present, code, properties: Some(properties) }.write(out);
-    debug_assert!(result.is_ok(), "our own CONNACK can be written");
-}
-
 /// Writes an MQTT 5 DISCONNECT with a reason; 3.1.1 has none from the server.
 pub fn disconnect(out: &mut BytesMut, version: Version, reason: u8) {
     if version == Version::V5 {
@@ -442,6 +273,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mqtt::greeting;
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
@@ -450,7 +282,7 @@ mod tests {
             let len = u8::try_from(body.len()).unwrap();
             let mut buffer = BytesMut::from(&[&[kind, len], &body[..]].concat()[..]);
             if let Ok(Some(frame)) = take_frame(&mut buffer, 1000, v5) {
-                let _ = connect(frame.clone());
+                let _ = greeting::connect(frame.clone());
                 let _ = incoming(frame, if v5 { Version::V5 } else { Version::V4 });
             }
         }
@@ -466,7 +298,7 @@ mod tests {
             connect_packet[at] = byte;
             connect_packet.truncate(connect_packet.len() - cut / 8);
             if let Ok(Some(frame)) = take_frame(&mut connect_packet, 1000, true) {
-                let _ = connect(frame);
+                let _ = greeting::connect(frame);
             }
         }
     }

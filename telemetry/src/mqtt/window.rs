@@ -1,10 +1,12 @@
 //! What was sent to a client and is not acknowledged: packet identifiers and the client's receive maximum.
 //!
-//! Pure: it decides, the connection writes.
+//! Pure: it decides, the connection writes. Always true: an identifier belongs to one message until the client is done
+//! with it, across connections. A client that has received a QoS 2 message knows it by its identifier alone: sent again
+//! under another one it would be heard twice, and a new message under that one not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use crate::router::Delivery;
+use crate::router::{Delivery, Open};
 
 /// Sent at most without an acknowledgement, whatever the client allows: it bounds memory.
 const MOST: u16 = 64;
@@ -17,15 +19,32 @@ pub(super) struct Window {
     unacked: BTreeMap<u16, Option<Delivery>>,
     /// Order of sending, for redelivery.
     order: Vec<u16>,
+    /// Of an earlier connection, and not yet sent again on this one.
+    again: VecDeque<u16>,
 }
 
 impl Window {
-    pub fn new(receive_max: u16) -> Self {
-        Self { max: usize::from(receive_max.min(MOST)), next: 0, unacked: BTreeMap::new(), order: Vec::new() }
+    /// A window that begins with what an earlier connection left open.
+    pub fn new(receive_max: u16, open: Vec<Open>) -> Self {
+        let order: Vec<_> = open.iter().map(|open| open.id).collect();
+        Self {
+            max: usize::from(receive_max.min(MOST)),
+            next: order.last().copied().unwrap_or(0),
+            again: order.iter().copied().collect(),
+            order,
+            unacked: open.into_iter().map(|open| (open.id, open.delivery)).collect(),
+        }
     }
 
     pub fn has_room(&self) -> bool {
-        self.unacked.len() < self.max
+        self.unacked.len() - self.again.len() < self.max
+    }
+
+    /// What to send again next: a message, or (`None`) the release of one.
+    pub fn send_again(&mut self) -> Option<(u16, Option<Delivery>)> {
+        let id = self.again.pop_front()?;
+        let delivery = self.unacked.get(&id).cloned().flatten();
+        Some((id, delivery.map(|delivery| Delivery { again: true, ..delivery })))
     }
 
     /// An identifier for a message of QoS 1 or 2, which is kept until acknowledged.
@@ -41,10 +60,12 @@ impl Window {
         self.next
     }
 
-    /// PUBACK, or a PUBREC that refuses.
+    /// PUBACK, PUBCOMP, or a PUBREC that refuses.
     pub fn done(&mut self, id: u16) {
-        self.unacked.remove(&id);
-        self.order.retain(|it| *it != id);
+        if self.unacked.remove(&id).is_some() {
+            self.order.retain(|it| *it != id);
+            self.again.retain(|it| *it != id);
+        }
     }
 
     /// PUBREC: the message need not be sent again, its release does.
@@ -54,11 +75,10 @@ impl Window {
         }
     }
 
-    /// What to send again to a client that comes back, in order.
-    pub fn into_unacked(mut self) -> Vec<Delivery> {
-        let ids = std::mem::take(&mut self.order);
-        let again = |delivery| Delivery { again: true, ..delivery };
-        ids.into_iter().filter_map(|id| self.unacked.remove(&id)?.map(again)).collect()
+    /// What the next connection of the session begins with.
+    pub fn into_open(mut self) -> Vec<Open> {
+        let open = |id| self.unacked.remove(&id).map(|delivery| Open { id, delivery });
+        self.order.into_iter().filter_map(open).collect()
     }
 }
 
@@ -75,8 +95,8 @@ mod tests {
     }
 
     #[test]
-    fn the_window_fills_and_empties_and_gives_back_what_is_open() {
-        let mut window = Window::new(3);
+    fn the_window_fills_and_empties_and_the_next_one_goes_on_with_what_is_open() {
+        let mut window = Window::new(3, Vec::new());
         let ids: Vec<_> = ["a", "b", "c"].map(|text| window.send(&delivery(text))).into();
         assert_eq!(ids, [1, 2, 3]);
         assert!(!window.has_room());
@@ -84,14 +104,20 @@ mod tests {
         window.received(2);
         assert!(window.has_room());
         window.done(77);
-        let again = window.into_unacked();
-        assert_eq!(again.len(), 1);
-        assert!(again[0].again && again[0].message.payload == "c");
+        let mut window = Window::new(1, window.into_open());
+        assert_eq!(window.send_again(), Some((2, None)));
+        assert!(!window.has_room(), "a smaller window waits with the rest");
+        window.done(2);
+        let (id, again) = window.send_again().unwrap();
+        assert!(id == 3 && again.is_some_and(|it| it.again && it.message.payload == "c"));
+        assert_eq!(window.send_again(), None);
+        assert_eq!(window.send(&delivery("d")), 4);
+        assert_eq!(window.into_open().len(), 2);
     }
 
     #[test]
     fn identifiers_wrap_and_skip_those_in_use() {
-        let mut window = Window::new(2);
+        let mut window = Window::new(2, Vec::new());
         let first = window.send(&delivery("stays"));
         for _ in 0..70_000 {
             let id = window.send(&delivery("goes"));

@@ -1,4 +1,4 @@
-//! One client's session: its subscriptions, and what waits for it.
+//! One client's session: its subscriptions, what was sent and is not acknowledged, and what waits for it.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -7,15 +7,17 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Message;
+use super::{
+    Message,
+    inbox::{Inbox, Outlet},
+};
 use crate::topic;
 
-/// Messages and payload bytes that wait for one session.
-const MAX_QUEUED: usize = 1000;
-const MAX_QUEUED_BYTES: usize = 1 << 20;
+/// Messages and bytes that wait for one session.
+pub(super) const MAX_QUEUED: usize = 1000;
+pub(super) const MAX_QUEUED_BYTES: usize = 1 << 20;
 
 /// One subscription.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -54,24 +56,55 @@ pub struct Delivery {
     pub again: bool,
 }
 
+/// A message of QoS 1 or 2 that was sent and is not acknowledged. Its packet identifier lives as long as the session: a
+/// client tells by it what it has received already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// Packet identifier.
+    pub id: u16,
+    /// The message; `None` once the client has received it at QoS 2 and waits for its release.
+    pub delivery: Option<Delivery>,
+}
+
 /// A connection's end of its session.
 pub struct Attached {
     /// Tells this connection from one that takes over.
     pub link_id: u64,
     /// What to send.
-    pub receiver: mpsc::Receiver<Delivery>,
+    pub inbox: Inbox,
     /// Cancelled when another connection takes the session over.
     pub taken_over: CancellationToken,
     /// Whether the session existed.
     pub present: bool,
+    /// What an earlier connection left.
+    pub left: Left,
+}
+
+/// What a connection leaves to the next one of its session.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// In the order of sending.
+    pub open: Vec<Open>,
+    /// Not sent.
+    pub unsent: Vec<Delivery>,
     /// QoS 2 packet ids received and not yet released.
     pub inbound: HashSet<u16>,
 }
 
 pub(super) struct Link {
     pub id: u64,
-    pub sender: mpsc::Sender<Delivery>,
+    pub outlet: Outlet,
     pub taken_over: CancellationToken,
+    /// Cancelled when the connection has left the session.
+    pub gone: CancellationToken,
+    _gone: DropGuard,
+}
+
+impl Link {
+    pub fn new(id: u64, outlet: Outlet) -> Self {
+        let gone = CancellationToken::new();
+        Self { id, outlet, taken_over: CancellationToken::new(), _gone: gone.clone().drop_guard(), gone }
+    }
 }
 
 #[derive(Default)]
@@ -80,9 +113,10 @@ pub(super) struct Session {
     pub link: Option<Link>,
     pub queue: VecDeque<Delivery>,
     pub queued_bytes: usize,
+    pub open: Vec<Open>,
+    pub inbound: HashSet<u16>,
     pub expiry: Duration,
     pub gone_since: Option<Instant>,
-    pub inbound: HashSet<u16>,
     pub unsaved: bool,
 }
 
@@ -116,11 +150,9 @@ impl Session {
     pub fn deliver(&mut self, delivery: Delivery, dropped: &Counter) {
         let delivery = match &self.link {
             // Behind what is queued it has to queue, or it would overtake.
-            Some(link) if self.queue.is_empty() => match link.sender.try_send(delivery) {
+            Some(link) if self.queue.is_empty() => match link.outlet.send(delivery) {
                 Ok(()) => return,
-                Err(mpsc::error::TrySendError::Full(delivery) | mpsc::error::TrySendError::Closed(delivery)) => {
-                    delivery
-                }
+                Err(delivery) => delivery,
             },
             _ => delivery,
         };
@@ -134,37 +166,33 @@ impl Session {
         self.enqueue(delivery, dropped);
     }
 
-    pub fn enqueue(&mut self, delivery: Delivery, dropped: &Counter) {
-        self.queued_bytes += delivery.message.payload.len();
+    fn enqueue(&mut self, delivery: Delivery, dropped: &Counter) {
+        self.queued_bytes += delivery.message.size();
         self.queue.push_back(delivery);
         self.unsaved |= self.link.is_none();
         while self.queue.len() > MAX_QUEUED || self.queued_bytes > MAX_QUEUED_BYTES {
             let Some(oldest) = self.queue.pop_front() else { break };
-            self.queued_bytes -= oldest.message.payload.len();
+            self.queued_bytes -= oldest.message.size();
             dropped.inc();
         }
     }
 
-    pub fn take_queued(&mut self, most: usize) -> Vec<Delivery> {
-        let most = most.min(self.queue.len());
-        let taken: Vec<_> = self.queue.drain(..most).collect();
-        self.queued_bytes -= taken.iter().map(|delivery| delivery.message.payload.len()).sum::<usize>();
-        self.unsaved |= !taken.is_empty();
-        taken
+    pub fn take_queued(&mut self) -> Option<Delivery> {
+        let delivery = self.queue.pop_front()?;
+        self.queued_bytes -= delivery.message.size();
+        self.unsaved = true;
+        Some(delivery)
     }
 
     /// The client is gone: what it had not acknowledged comes first when it returns.
-    pub fn go(&mut self, unacked: Vec<Delivery>, inbound: HashSet<u16>, dropped: &Counter) {
+    pub fn go(&mut self, left: Left, dropped: &Counter) {
+        self.link = None;
         let later = std::mem::take(&mut self.queue);
         self.queued_bytes = 0;
-        if let Some(mut link) = self.link.take() {
-            // The receiver is gone or about to go; what is still in the channel is in `unacked`.
-            link.sender = mpsc::channel(1).0;
-        }
-        for delivery in unacked.into_iter().chain(later).filter(|delivery| delivery.qos > 0) {
+        for delivery in left.unsent.into_iter().chain(later).filter(|delivery| delivery.qos > 0) {
             self.enqueue(delivery, dropped);
         }
-        self.inbound = inbound;
+        (self.open, self.inbound) = (left.open, left.inbound);
         self.gone_since = Some(Instant::now());
         self.unsaved = true;
     }
