@@ -120,9 +120,9 @@ fn programs_on_the_board_hear_each_other() -> Result<()> {
     let mut heard: Vec<_> = heard.lines().collect();
     heard.sort_unstable();
     ensure!(heard == ["fresh", "gone", "kept"], "{heard:?}");
-    // Its session lives on, also through a SIGKILL of the agent.
+    // Its session lives on, also while the agent is off.
     publish(&agent, &["-t", "room/3/state", "-m", "while you were out"])?;
-    agent.kill()?;
+    agent.stop(Duration::from_secs(10))?;
     agent.start()?;
     let listener = Command::new("mosquitto_sub")
         .args(["-p", &port, "-i", "listener", "-c", "-q", "1", "-t", "room/+/state", "-C", "4", "-W", "3"])

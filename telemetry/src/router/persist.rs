@@ -1,8 +1,8 @@
 //! Sessions and retained messages across restarts of the agent.
 //!
 //! Subscriptions are saved before they are acknowledged. Retained messages and what waits for an absent client are saved
-//! every half minute and at a stop: a crash loses what came since, or delivers it twice. Readings are not concerned:
-//! they are in the outbox.
+//! within a second, but not twice in half a minute, for flash wears; and at a stop. A crash loses what came since, or
+//! delivers it twice. Readings are not concerned: they are in the outbox.
 
 use std::{
     borrow::Cow,
@@ -17,7 +17,10 @@ use store::state::{Batch, Entity, State, StateError};
 
 use super::{Delivery, Inner, Message, Open, Properties, Router, Session, Subscription};
 
+/// Between two writes.
 const EVERY: Duration = Duration::from_secs(30);
+/// How long a change waits when nothing was written of late.
+const SOON: Duration = Duration::from_secs(1);
 /// Longest key of the state.
 const MAX_KEY: usize = 512;
 
@@ -210,19 +213,22 @@ impl Router {
 
     /// Lets expired sessions go and saves what changed, until stopped.
     pub async fn run(self, state: State, context: Context) -> Result<(), StateError> {
+        let mut rest = SOON;
         loop {
             let (sessions, retained) = self.held();
             context.healthy(format!("{sessions} sessions, {retained} retained messages"));
             tokio::select! {
-                () = tokio::time::sleep(EVERY) => self.save(&state).await?,
-                () = context.stop.cancelled() => return self.save(&state).await,
+                () = tokio::time::sleep(rest) => rest = if self.save(&state).await? { EVERY } else { SOON },
+                () = context.stop.cancelled() => return self.save(&state).await.map(drop),
             }
         }
     }
 
-    async fn save(&self, state: &State) -> Result<(), StateError> {
-        let Some(batch) = self.changes() else { return Ok(()) };
-        state.commit(batch).await.inspect_err(|_| self.inner().mark_all())
+    /// Whether there was anything to save.
+    async fn save(&self, state: &State) -> Result<bool, StateError> {
+        let Some(batch) = self.changes() else { return Ok(false) };
+        state.commit(batch).await.inspect_err(|_| self.inner().mark_all())?;
+        Ok(true)
     }
 
     fn changes(&self) -> Option<Batch> {
