@@ -8,22 +8,35 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt,
+    registry,
+    util::SubscriberInitExt,
+};
 
 use crate::{
     app::App,
     config::{Config, raw::LogFormat},
 };
 
-/// Sets up logging on standard error.
+/// Sets up logging on standard error. `RUST_LOG` holds levels by target, such as `info,telemetry=debug`; without the
+/// regular expressions of a full filter, which would be a twentieth of the binary.
 pub fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let wanted = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let parsed = wanted.as_deref().map(str::parse::<Targets>);
+    let unclear = matches!(parsed, Some(Err(_)));
+    let filter = parsed.and_then(Result::ok).unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = fmt::layer().with_writer(std::io::stderr);
     // A second set-up in one process is a no-op.
     let _ = match format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => registry().with(lines.with_ansi(std::io::stderr().is_terminal())).with(filter).try_init(),
+        LogFormat::Json => registry().with(lines.json()).with(filter).try_init(),
     };
+    if unclear {
+        tracing::warn!("RUST_LOG is not understood; write it like info,telemetry=debug");
+    }
 }
 
 /// Runs the agent until SIGTERM or SIGINT.

@@ -171,10 +171,13 @@ fn remove_logged(path: &Path) {
 }
 
 /// Makes a file of `bytes` zeros, on disk when this returns. A failed attempt leaves nothing.
+///
+/// Written page by page: the kernel keeps what was written at once as one large folio, and a commit that then changes a
+/// few bytes of it makes all of it dirty.
 pub(super) fn fill(path: &Path, bytes: u64) -> io::Result<()> {
     let result = (|| {
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-        let zeros = vec![0u8; 128 << 10];
+        let zeros = [0u8; 4 << 10];
         let mut at = 0;
         while at < bytes {
             let len = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(zeros.len());
