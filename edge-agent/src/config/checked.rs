@@ -232,7 +232,7 @@ fn board_metrics(raw: raw::BoardMetrics, data_dir: &Path) -> Result<Option<telem
 
 fn outbox(raw: raw::Outbox) -> Result<telemetry::outbox::Options, Wrong> {
     if raw.max_bytes.0 < 32 << 20 {
-        return wrong("outbox.max_bytes", format!("{} bytes; at least 32MiB, four segments", raw.max_bytes.0));
+        return wrong("outbox.max_bytes", format!("{} bytes; at least 32MiB", raw.max_bytes.0));
     }
     if raw.linger.0 > Duration::from_secs(60) {
         return wrong("outbox.linger", "at most 60s: a sender waits that long for its acknowledgement");

@@ -14,7 +14,7 @@ pub(super) const HEADER: usize = 32;
 /// Raw body size at which a block is closed: small enough that a damaged block costs little, large enough to compress.
 pub(super) const TARGET_RAW: usize = 16 << 10;
 /// Most bytes one record may have.
-pub(super) const MAX_RECORD: usize = 4 << 20;
+pub(super) const MAX_RECORD: usize = 3 << 20;
 /// Sequence numbers and generations end below this: a log that says otherwise is damaged, and sums cannot overflow.
 pub(super) const MAX_NUMBER: u64 = 1 << 62;
 const MAGIC: [u8; 4] = *b"EBLK";

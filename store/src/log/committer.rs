@@ -229,7 +229,7 @@ impl Committer {
     }
 }
 
-/// Keeps one spare ready ahead of need, so that no commit waits for eight megabytes of zeros.
+/// Keeps one spare ready ahead of need, so that no commit waits for megabytes of zeros.
 pub(super) fn prefill(shared: &Shared) {
     loop {
         shared.wait_for_fill();

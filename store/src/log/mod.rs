@@ -46,7 +46,7 @@ pub struct Options {
 }
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 8 << 20, linger: Duration::from_millis(20), max_bytes: 1 << 30 }
+        Self { segment_bytes: 4 << 20, linger: Duration::from_millis(20), max_bytes: 1 << 30 }
     }
 }
 
