@@ -14,6 +14,7 @@ use telemetry::{decode::cbor, reading};
 
 fn main() {
     topics();
+    lines();
     readings();
     payloads();
     mqtt4();
@@ -27,6 +28,13 @@ fn save(target: &str, name: &str, parts: &[&[u8]]) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     fs::create_dir_all(&dir).expect("a folder for seeds");
     fs::write(dir.join(name), parts.concat()).expect("a seed");
+}
+
+fn lines() {
+    save("socket_line", "plain", &[b"lab/room1/temperature 21.5"]);
+    save("socket_line", "json", &[br#"{"topic": "lab/room 1", "payload": {"t": 21.5}}"#]);
+    save("socket_line", "bytes", &[br#"{"topic": "lab/scope", "payload_b64": "/wEC"}"#]);
+    save("socket_line", "bad", &[b"lab/+ 1"]);
 }
 
 fn topics() {
