@@ -1,11 +1,11 @@
 //! Readings as the commands show them: one JSON object a line, or one line of text.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
 use telemetry::{
     decode::{self, Value},
     reading::Reading,
 };
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// One row of `telemetry query --json`. A reading with several measurements has one row for each.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -92,21 +92,18 @@ fn printable(text: &str) -> String {
 
 /// RFC 3339 in UTC with µs.
 pub fn rfc3339(time_us: i64) -> String {
-    let format =
-        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(time_us) * 1000);
-    time.ok().and_then(|time| time.format(format).ok()).unwrap_or_else(|| format!("{time_us}us"))
+    Timestamp::from_microsecond(time_us).map_or_else(|_| format!("{time_us}us"), |time| format!("{time:.6}"))
 }
 
 /// A point in time on the command line: RFC 3339, or how long ago (`10m`). In µs.
 pub fn parse_time(text: &str) -> Result<i64, String> {
     if let Some(ago) = crate::config::parse_span(text) {
-        let now = OffsetDateTime::now_utc() - ago;
-        return i64::try_from(now.unix_timestamp_nanos() / 1000).map_err(|_| "that is too long ago".to_owned());
+        let then = Timestamp::now().checked_sub(ago).map_err(|_| "that is too long ago".to_owned())?;
+        return Ok(then.as_microsecond());
     }
-    let time = OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| "write it like 2026-11-24T10:00:00Z, or like 10m for ten minutes ago".to_owned())?;
-    i64::try_from(time.unix_timestamp_nanos() / 1000).map_err(|_| "that is out of range".to_owned())
+    let time: Timestamp =
+        text.parse().map_err(|_| "write it like 2026-11-24T10:00:00Z, or like 10m for ten minutes ago".to_owned())?;
+    Ok(time.as_microsecond())
 }
 
 #[cfg(test)]

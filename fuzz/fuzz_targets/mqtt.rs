@@ -10,7 +10,7 @@ use std::{
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use telemetry::{
-    mqtt::fuzzing::{self as packet, Connect, Granted, Incoming, Publish, Refusal, Version},
+    mqtt::fuzzing::{self as packet, Connect, Granted, Incoming, Publish, Version},
     router::{Delivery, Message},
 };
 
@@ -66,10 +66,13 @@ fn hear(version: &mut Option<Version>, frame: BytesMut) -> Result<String, String
                 *version = Some(connect.version);
                 Ok(format!("{:?} {:?} {:?}", connect.version, connect.client, connect.login))
             }
-            Err((bad, version)) => {
+            Err(unfit) => {
                 let mut out = BytesMut::new();
-                packet::refuse(&mut out, version.unwrap_or(Version::V5), Refusal::Malformed);
-                Err(bad.to_string())
+                if let Some((version, refusal)) = unfit.answer {
+                    packet::refuse(&mut out, version, refusal);
+                    assert!(!out.is_empty());
+                }
+                Err(unfit.bad.to_string())
             }
         };
     };

@@ -66,7 +66,13 @@ fn zigbuild(triple: &str, dir: &str, debian: Option<&str>) -> Result<()> {
         None => format!("{}:{path}", bin.display()),
     };
     let zig = glob_zig()?;
-    let mut env = vec![("CARGO_TARGET_DIR", dir), ("PATH", &path), ("CARGO_ZIGBUILD_ZIG_PATH", &zig)];
+    // C code never unwinds.
+    let mut env = vec![
+        ("CFLAGS", "-fno-asynchronous-unwind-tables -fno-unwind-tables"),
+        ("CARGO_TARGET_DIR", dir),
+        ("PATH", &path),
+        ("CARGO_ZIGBUILD_ZIG_PATH", &zig),
+    ];
     let mut args = vec!["zigbuild", "--release", "--package", "edge-agent", "--target", triple];
     if debian.is_some() {
         // What rustup sets for its own toolchain must not reach Debian's.
@@ -76,7 +82,8 @@ fn zigbuild(triple: &str, dir: &str, debian: Option<&str>) -> Result<()> {
             ("CARGO", "/usr/bin/cargo"),
             ("RUSTUP_TOOLCHAIN", ""),
         ]);
-        args.push("-Zbuild-std");
+        // Without the reader of debug information: the binary has none.
+        args.extend(["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=panic-unwind"]);
     }
     exec(&bin.join("cargo-zigbuild").display().to_string(), &args, &env)
 }

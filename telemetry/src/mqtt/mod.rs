@@ -19,7 +19,7 @@ mod window;
 /// A door for the targets in `fuzz/`: what reads packets and what writes them.
 #[cfg(fuzzing)]
 pub mod fuzzing {
-    pub use super::packet::*;
+    pub use super::{greeting::*, packet::*};
 }
 
 use std::{

@@ -163,11 +163,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 /// An HTTP date (RFC 9110 section 5.6.7, the preferred form) in µs.
 fn parse_http_date(text: &str) -> Option<i64> {
-    let format = time::macros::format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    );
-    let time = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
-    time.unix_timestamp().checked_mul(1_000_000)
+    jiff::fmt::rfc2822::parse(text).ok().map(|time| time.timestamp().as_microsecond())
 }
 
 #[cfg(test)]

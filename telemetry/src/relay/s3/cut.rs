@@ -41,9 +41,9 @@ fn is_flapping(gathered: &[(u64, i64)]) -> bool {
 
 /// `YYYY-MM-DD` and the hour, UTC.
 fn date_and_hour(time_us: i64) -> (String, u8) {
-    let time = time::OffsetDateTime::from_unix_timestamp(time_us.div_euclid(1_000_000));
-    let time = time.unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    (format!("{:04}-{:02}-{:02}", time.year(), u8::from(time.month()), time.day()), time.hour())
+    let time = jiff::Timestamp::from_microsecond(time_us).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let time = time.to_zoned(jiff::tz::TimeZone::UTC);
+    (time.strftime("%Y-%m-%d").to_string(), u8::try_from(time.hour()).unwrap_or(0))
 }
 
 /// What the checkpoint holds: everything below is stored; the cut, if any, is under way.
