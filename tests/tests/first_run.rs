@@ -1,9 +1,9 @@
 //! What a new user does first: run it with nothing, publish, kill it, look.
 
-use std::{process::Command, time::Duration};
+use std::{collections::BTreeMap, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
-use tests::{Agent, wait_until};
+use tests::{Agent, python, wait_until};
 
 fn publish(agent: &Agent, args: &[&str]) -> Result<()> {
     let port = agent.mqtt.to_string();
@@ -60,6 +60,16 @@ fn every_way_in_is_one_numbered_stream() -> Result<()> {
     ensure!(rows[5]["unit"] == "Cel" && rows[5]["name"] == "probe", "{rows:#?}");
     let only = agent.command(&["telemetry", "query", "--topic", "a/+", "--since", "1h", "--json"])?;
     ensure!(String::from_utf8_lossy(&only.stdout).lines().count() == 7);
+    let file = dir.path().join("all.parquet").display().to_string();
+    let exported = agent.command(&["telemetry", "export", "--format", "parquet", "--output", &file])?;
+    ensure!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
+    let script = format!(
+        "import pandas\nframe = pandas.read_parquet('{file}').sort_values('seq')\n\
+         print(list(frame['seq']), list(frame['value']), str(frame['time'].dtype))"
+    );
+    let said = python(&script, &BTreeMap::new())?;
+    let want = "[1, 2, 3, 4, 5, 6, 7] [1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0] datetime64[us, UTC]";
+    ensure!(said.trim() == want, "{said}");
     Ok(())
 }
 

@@ -9,6 +9,9 @@ use crate::{
     steps::{cargo, root, say},
 };
 
+/// What follows it in the report is measured; what stands before it is written by people.
+const MARK: &str = "<!-- measured by `cargo xtask bench telemetry` -->";
+
 /// Builds what is measured, measures, and writes the report; `arguments` go to the measuring program.
 pub fn telemetry(arguments: &[String]) -> Result<()> {
     let tools = setup::run()?;
@@ -30,9 +33,11 @@ pub fn telemetry(arguments: &[String]) -> Result<()> {
         say("   a part only: bench/RESULTS.md stays as it is");
         return Ok(());
     }
-    let path = root().join("bench/MEASURED.md");
-    std::fs::write(&path, format!("# Measured\n\n{}\n\n{measured}", machine()))?;
-    say(&format!("   written to {}; what it means is in bench/RESULTS.md", path.display()));
+    let path = root().join("bench/RESULTS.md");
+    let report = std::fs::read_to_string(&path)?;
+    let (words, _) = report.split_once(MARK).context("bench/RESULTS.md has lost its mark")?;
+    std::fs::write(&path, format!("{words}{MARK}\n\n{}\n\n{}\n", machine(), measured.trim_end()))?;
+    say(&format!("   written to {}; see to it that what it says above the tables is still true", path.display()));
     Ok(())
 }
 
