@@ -63,30 +63,38 @@ pub fn test(only: Option<&str>, rounds: Option<u32>) -> Result<()> {
     if let Some(rounds) = &rounds {
         env.push(("EDGE_AGENT_ROUNDS", rounds));
     }
-    if only.is_none() {
-        checks(&tools)?;
+    if let Some(only) = only {
+        build()?;
+        return tests(&["--", only], &env);
     }
-    {
-        let _step = step("build");
-        cargo(&["build", "--workspace", "--all-targets"], &[])?;
-    }
-    {
-        let _step = step("tests");
-        let mut args = vec!["test", "--workspace", "--no-fail-fast"];
-        args.extend(only.map(|only| ["--", only]).into_iter().flatten());
-        cargo(&args, &env)?;
-    }
-    if only.is_none() {
-        let _step = step("fuzz");
-        fuzz::run(5, None)?;
-    }
-    if only.is_none() {
-        let _step = step("static binary for aarch64");
-        dist::run("aarch64")?;
-        dist::smoke("aarch64")?;
-    }
+    checks(&tools)?;
+    build()?;
+    // The static binary is linked by one core for minutes, and the tests mostly wait for servers: both at once.
+    std::thread::scope(|scope| {
+        let binary = scope.spawn(|| {
+            let _step = step("static binary for aarch64");
+            dist::run("aarch64")
+        });
+        tests(&[], &env)?;
+        {
+            let _step = step("fuzz");
+            fuzz::run(5, None)?;
+        }
+        binary.join().map_err(|_| anyhow::anyhow!("building the static binary panicked"))?
+    })?;
+    dist::smoke("aarch64")?;
     say("all steps passed");
     Ok(())
+}
+
+fn build() -> Result<()> {
+    let _step = step("build");
+    cargo(&["build", "--workspace", "--all-targets"], &[])
+}
+
+fn tests(more: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let _step = step("tests");
+    cargo(&[&["test", "--workspace", "--no-fail-fast"], more].concat(), env)
 }
 
 fn checks(tools: &setup::Tools) -> Result<()> {
