@@ -5,24 +5,27 @@
 //! boot, which never lie. When the clock becomes known, the offset of that boot is kept, and every stamp of that boot can
 //! be corrected, also after a restart.
 //!
-//! Always true: time since boot never goes back; a clock below the floor (the build, or the last time known to be right)
-//! is never trusted.
+//! Who vouches for a wall clock counts differently. The network (NTP, an authenticated server) is believed from the build
+//! of this program on, also where that takes back what was believed before. A battery-backed clock is believed only from
+//! the last time known to be right on: batteries run down.
+//!
+//! Always true: time since boot never goes back; a clock below its floor is never trusted.
 
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
-use crate::{durable, identity::Identity, sys, tasks::Context};
+use crate::{durable, identity::Identity, sys, tasks::Context, tls};
 
 /// No board with this code can be earlier than this: 2026-11-01T00:00:00Z, µs.
-const BUILT_US: i64 = 1_793_491_200_000_000;
+pub(crate) const BUILT_US: i64 = 1_793_491_200_000_000;
 /// Boots whose offsets are kept.
 const MAX_BOOTS: usize = 64;
 /// Offsets that differ by less are the same clock being disciplined, not a step.
@@ -58,8 +61,24 @@ pub struct Corrected {
 trait Source: Send + Sync {
     fn wall_us(&self) -> i64;
     fn uptime_us(&self) -> u64;
-    /// Whether the system vouches for its wall clock.
-    fn vouched(&self) -> bool;
+    /// Who vouches for the wall clock.
+    fn voucher(&self) -> Voucher;
+}
+
+/// Who says that the system's wall clock is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Voucher {
+    Nobody,
+    /// A battery-backed clock set it at boot.
+    Battery,
+    /// It is synchronised over the network.
+    Network,
+}
+
+impl Voucher {
+    fn of(network: bool) -> Self {
+        if network { Self::Network } else { Self::Nobody }
+    }
 }
 
 /// What is known, and what of it is on disk.
@@ -101,7 +120,7 @@ impl Clock {
 
     /// A clock that stands still and moves as told: for tests.
     pub fn manual(wall_us: i64, trusted: bool) -> (Self, ManualClock) {
-        let manual = ManualClock(Arc::new(Mutex::new((wall_us, 1_000_000, trusted))));
+        let manual = ManualClock(Arc::new(Mutex::new((wall_us, 1_000_000, Voucher::of(trusted)))));
         let known = Known { boot: 1, ..Known::default() };
         let clock = Self::with(Box::new(manual.clone()), None, known);
         clock.look();
@@ -117,6 +136,7 @@ impl Clock {
                 known.offsets.pop_first();
             }
         }
+        tls::not_before(known.last_us);
         let clock = Self::with(source, file, known);
         clock.look();
         clock.save()?;
@@ -155,7 +175,7 @@ impl Clock {
     /// Time told by an authenticated server, µs since 1970 UTC, good to a second or so. Gives a clock that nobody
     /// vouches for its offset; never sets the system's clock, and never overrules a clock that is synchronised.
     pub fn observe(&self, remote_us: i64, source: &'static str) {
-        if self.0.source.vouched() || remote_us < BUILT_US {
+        if self.0.source.voucher() == Voucher::Network || remote_us < BUILT_US {
             return;
         }
         let offset = offset_of(remote_us, self.0.source.uptime_us());
@@ -168,8 +188,13 @@ impl Clock {
     /// Looks at the system's clock again; returns whether the wall clock is known to be right.
     pub fn look(&self) -> bool {
         let (wall_us, uptime_us) = (self.0.source.wall_us(), self.0.source.uptime_us());
-        let floor = self.known().last_us.max(BUILT_US);
-        if self.0.source.vouched() && wall_us >= floor {
+        let believed = match self.0.source.voucher() {
+            Voucher::Nobody => false,
+            // Within a boot the battery has said its word: a server's time, or NTP's, is not taken back by it.
+            Voucher::Battery => !self.is_trusted() && wall_us >= self.known().last_us.max(BUILT_US),
+            Voucher::Network => wall_us >= BUILT_US,
+        };
+        if believed {
             self.learn(offset_of(wall_us, uptime_us), 0);
         }
         self.is_trusted()
@@ -184,7 +209,9 @@ impl Clock {
             return false;
         }
         known.offsets.insert(boot, offset);
-        known.last_us = known.last_us.max(at(self.0.source.uptime_us(), offset));
+        // Not the greater of both: a clock that was wrong and ahead must not hold up the right one.
+        known.last_us = at(self.0.source.uptime_us(), offset);
+        tls::not_before(known.last_us);
         drop(known);
         self.0.trusted.send_if_modified(|trusted| !std::mem::replace(trusted, true));
         match before {
@@ -199,8 +226,13 @@ impl Clock {
 
     /// Whether the wall clock is known to be right.
     pub fn is_trusted(&self) -> bool {
+        self.offset().is_some()
+    }
+
+    /// The offset of this boot, once it is known.
+    fn offset(&self) -> Option<i64> {
         let known = self.known();
-        known.offsets.contains_key(&known.boot)
+        known.offsets.get(&known.boot).copied()
     }
 
     /// Changes when the clock becomes known.
@@ -208,14 +240,18 @@ impl Clock {
         self.0.trusted.subscribe()
     }
 
-    /// Watches the system's clock, and saves what is known at most once an hour and at the end.
+    /// Watches the system's clock, and saves what is known: when it was set, at most once an hour else, and at the end.
     pub async fn run(self, context: Context) -> io::Result<()> {
-        let mut saved: Option<tokio::time::Instant> = None;
+        let mut saved: Option<(tokio::time::Instant, i64)> = None;
         loop {
             let trusted = self.look();
-            if trusted && saved.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY) {
+            let offset = self.offset().unwrap_or_default();
+            let is_saved = |(when, saved): (tokio::time::Instant, i64)| {
+                when.elapsed() < SAVE_EVERY && (saved - offset).abs() <= STEP_US
+            };
+            if trusted && !saved.is_some_and(is_saved) {
                 self.save_off_runtime().await?;
-                saved = Some(tokio::time::Instant::now());
+                saved = Some((tokio::time::Instant::now(), offset));
             }
             context.healthy(if trusted {
                 "the time is known"
@@ -240,7 +276,7 @@ impl Clock {
         let text = {
             let mut known = self.known();
             if let Some(&offset) = known.offsets.get(&known.boot) {
-                known.last_us = known.last_us.max(at(self.0.source.uptime_us(), offset));
+                known.last_us = at(self.0.source.uptime_us(), offset);
             }
             serde_json::to_vec(&*known).map_err(io::Error::other)?
         };
@@ -271,9 +307,10 @@ fn load(file: &Path) -> Known {
 struct System;
 
 impl Source for System {
+    // By the C library rather than a call of ours, so that what changes the time for a program changes it here.
     fn wall_us(&self) -> i64 {
-        let now = clock_gettime(ClockId::Realtime);
-        now.tv_sec * 1_000_000 + now.tv_nsec / 1000
+        let us = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or_else(|before| -us(before.duration()), us)
     }
 
     fn uptime_us(&self) -> u64 {
@@ -282,21 +319,23 @@ impl Source for System {
     }
 
     /// The kernel is synchronised, or systemd-timesyncd says so, or a battery-backed clock set the time at boot.
-    fn vouched(&self) -> bool {
-        sys::clock_is_synchronised()
-            || Path::new("/run/systemd/timesync/synchronized").exists()
-            || (0..4).any(|n| {
-                std::fs::read_to_string(format!("/sys/class/rtc/rtc{n}/hctosys")).is_ok_and(|text| text.trim() == "1")
-            })
+    fn voucher(&self) -> Voucher {
+        if sys::clock_is_synchronised() || Path::new("/run/systemd/timesync/synchronized").exists() {
+            return Voucher::Network;
+        }
+        let set_the_time = |n: u32| {
+            std::fs::read_to_string(format!("/sys/class/rtc/rtc{n}/hctosys")).is_ok_and(|text| text.trim() == "1")
+        };
+        if (0..4).any(set_the_time) { Voucher::Battery } else { Voucher::Nobody }
     }
 }
 
 /// The hand of a [`Clock::manual`].
 #[derive(Clone)]
-pub struct ManualClock(Arc<Mutex<(i64, u64, bool)>>);
+pub struct ManualClock(Arc<Mutex<(i64, u64, Voucher)>>);
 
 impl ManualClock {
-    fn state(&self) -> MutexGuard<'_, (i64, u64, bool)> {
+    fn state(&self) -> MutexGuard<'_, (i64, u64, Voucher)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -308,10 +347,14 @@ impl ManualClock {
         state.1 += us;
     }
 
-    /// Sets the wall clock, and whether the system vouches for it.
+    /// Sets the wall clock, and whether the network vouches for it.
     pub fn set(&self, wall_us: i64, vouched: bool) {
+        self.set_by(wall_us, Voucher::of(vouched));
+    }
+
+    fn set_by(&self, wall_us: i64, voucher: Voucher) {
         let mut state = self.state();
-        (state.0, state.2) = (wall_us, vouched);
+        (state.0, state.2) = (wall_us, voucher);
     }
 }
 
@@ -322,7 +365,7 @@ impl Source for ManualClock {
     fn uptime_us(&self) -> u64 {
         self.state().1
     }
-    fn vouched(&self) -> bool {
+    fn voucher(&self) -> Voucher {
         self.state().2
     }
 }
@@ -332,6 +375,7 @@ mod tests {
     use super::*;
 
     const NOW: i64 = BUILT_US + 86_400_000_000;
+    const YEAR: i64 = 365 * 86_400_000_000;
 
     #[test]
     fn stamps_of_an_unknown_clock_are_corrected_when_it_is_known() {
@@ -375,7 +419,7 @@ mod tests {
     fn offsets_survive_a_restart_and_boots_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let file = Some(dir.path().join("clock"));
-        let hand = ManualClock(Arc::new(Mutex::new((5, 1_000_000, false))));
+        let hand = ManualClock(Arc::new(Mutex::new((5, 1_000_000, Voucher::Nobody))));
         let open = |boot_id: &str| Clock::open(Box::new(hand.clone()), file.clone(), boot_id).unwrap();
         let first = open("a");
         let early = first.stamp();
@@ -389,5 +433,37 @@ mod tests {
         let rebooted = open("b");
         assert_eq!((rebooted.stamp().boot, rebooted.is_trusted()), (2, false));
         assert_eq!(rebooted.correct(&early).time_us, NOW);
+    }
+
+    #[test]
+    fn the_network_takes_back_a_time_that_was_ahead() {
+        let (clock, hand) = Clock::manual(NOW + YEAR, true);
+        assert_eq!(clock.stamp().wall_us, NOW + YEAR);
+        hand.set(NOW, true);
+        clock.look();
+        assert_eq!(clock.stamp().wall_us, NOW);
+        assert_eq!(clock.known().last_us, NOW);
+    }
+
+    #[test]
+    fn a_battery_is_believed_from_the_last_known_time_on() {
+        let (clock, hand) = Clock::manual(NOW, true);
+        let reboot = |wall_us| {
+            let mut known = clock.known();
+            (known.boot, known.offsets) = (known.boot + 1, BTreeMap::new());
+            hand.set_by(wall_us, Voucher::Battery);
+        };
+        reboot(NOW - 1);
+        assert!(!clock.look(), "behind the last time known to be right");
+        reboot(NOW + YEAR);
+        assert!(clock.look());
+        // Where it was wrong after all, a server and the network say so, and it has no say any more.
+        clock.observe(NOW + 5_000_000, "s3");
+        assert_eq!(clock.stamp().wall_us, NOW + 5_000_000);
+        clock.look();
+        assert_eq!(clock.stamp().wall_us, NOW + 5_000_000);
+        hand.set_by(NOW, Voucher::Network);
+        clock.look();
+        assert_eq!(clock.stamp().wall_us, NOW);
     }
 }

@@ -2,21 +2,29 @@
 //!
 //! Files are read again when they change, so that certificates rotate without a restart: a client calls [`client`] for
 //! each connection it makes, a server asks its [`Server`] for the configuration of each connection it accepts.
+//!
+//! Certificates are judged at the system's time, but never at an earlier one than is known to have passed: a board
+//! without a battery-backed clock starts in 1970, and learns the time from servers whose certificates it could not
+//! believe then.
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
+use rustls::time_provider::TimeProvider;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
     server::WebPkiClientVerifier,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 
-use crate::durable;
+use crate::{clock, durable};
 
 /// No certificate bundle is larger.
 const MAX_FILE: u64 = 4 << 20;
@@ -70,6 +78,30 @@ fn unusable(path: &Path, problem: impl Into<String>) -> TlsError {
     TlsError::Unusable { path: path.to_owned(), problem: problem.into() }
 }
 
+/// A time that has passed, µs since 1970; of the whole process, as the system's clock is.
+static PASSED_US: AtomicI64 = AtomicI64::new(clock::BUILT_US);
+
+/// Tells that `us` has passed: certificates that begin later than that are judged by the system's clock alone.
+pub(crate) fn not_before(us: i64) {
+    PASSED_US.store(us.max(clock::BUILT_US), Ordering::Relaxed);
+}
+
+/// The system's time, or the latest that is known to have passed.
+#[derive(Debug)]
+struct NotBeforeWhatPassed;
+
+impl TimeProvider for NotBeforeWhatPassed {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(judged_at(SystemTime::now(), PASSED_US.load(Ordering::Relaxed)))
+    }
+}
+
+fn judged_at(now: SystemTime, passed_us: i64) -> UnixTime {
+    let passed = Duration::from_micros(u64::try_from(passed_us).unwrap_or(0));
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixTime::since_unix_epoch(now.max(passed))
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
@@ -77,7 +109,7 @@ fn provider() -> Arc<CryptoProvider> {
 /// A client configuration, TLS 1.2 and 1.3.
 pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
     let path = files.ca_file.clone().unwrap_or_default();
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(NotBeforeWhatPassed))
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable(&path, error.to_string()))?
         .with_root_certificates(roots(files.ca_file.as_deref())?);
@@ -157,7 +189,7 @@ fn modified(files: &ServerFiles) -> Vec<Option<SystemTime>> {
 
 /// A server configuration.
 pub fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
-    let builder = ServerConfig::builder_with_provider(provider())
+    let builder = ServerConfig::builder_with_details(provider(), Arc::new(NotBeforeWhatPassed))
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable(&files.cert_file, error.to_string()))?;
     let builder = match &files.client_ca {
@@ -227,6 +259,14 @@ pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_are_never_judged_at_a_time_that_has_passed() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(judged_at(at(5), 9_000_000).as_secs(), 9);
+        assert_eq!(judged_at(at(9), 5_000_000).as_secs(), 9);
+        assert_eq!(judged_at(at(9), -1).as_secs(), 9);
+    }
 
     fn pair(dir: &Path) -> (PathBuf, PathBuf) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();

@@ -1,8 +1,15 @@
 //! `edge-agent doctor`: what the board lacks, and how to mend it.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io,
+    net::{TcpStream, ToSocketAddrs},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use board::{clock::Clock, sys, tls};
+use url::Url;
 
 use crate::{cli::out, config::Config};
 
@@ -42,10 +49,37 @@ pub async fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 fn checks(config: &Config) -> Vec<Check> {
     let mut all =
         vec![kernel(), cgroups(), disk(&config.data_dir), clock(&config.data_dir), data_dir(&config.data_dir)];
-    if let Some(files) = &config.mqtt.tls {
-        all.push(certificate("mqtt.tls_cert", &files.cert_file));
+    let mut certificates: Vec<(&'static str, Option<&PathBuf>)> =
+        config.mqtt.tls.iter().map(|files| ("mqtt.tls_cert", Some(&files.cert_file))).collect();
+    if let Some(relay) = &config.relay_mqtt {
+        all.push(network(&relay.url));
+        certificates.push(("relay.mqtt.ca_file", relay.tls.ca_file.as_ref()));
+        certificates.push(("relay.mqtt.cert_file", relay.tls.cert_file.as_ref()));
     }
+    if let Some(relay) = &config.relay_s3 {
+        if relay.target.endpoint.scheme() != "file" {
+            all.push(network(&relay.target.endpoint));
+        }
+        certificates.push(("relay.s3.ca_file", relay.target.tls.ca_file.as_ref()));
+    }
+    all.extend(certificates.into_iter().filter_map(|(name, path)| Some(certificate(name, path?))));
     all
+}
+
+/// Whether something answers where a relay sends to. No more than a connection: keys and certificates are tried, and what
+/// is wrong with them is said, by the relay itself.
+fn network(url: &Url) -> Check {
+    let port = url.port_or_known_default().unwrap_or(if url.scheme() == "mqtts" { 8883 } else { 1883 });
+    let place = format!("{}:{port}", url.host_str().unwrap_or_default());
+    let connected = place.to_socket_addrs().and_then(|mut addresses| {
+        let address = addresses.next().ok_or_else(|| io::Error::other("the name has no address"))?;
+        TcpStream::connect_timeout(&address, Duration::from_secs(5))
+    });
+    let found = match &connected {
+        Ok(_) => format!("{place} can be reached"),
+        Err(error) => format!("{place} cannot be reached: {error}"),
+    };
+    check("network", connected.is_ok(), found, "check the link, the name and the port; readings are kept meanwhile")
 }
 
 fn kernel() -> Check {

@@ -21,8 +21,8 @@ use crate::{page, status::Board};
 
 /// Connections at the same time.
 const MAX_CONNECTIONS: usize = 64;
-/// A request must have come by then.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
+/// The head of a request must have come by then; so long, too, may a connection do nothing.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything that is served on `http.listen`.
 pub fn routes(ingest: &Ingest, options: &telemetry::http::Options, metrics: &Metrics, board: Arc<Board>) -> Router {
@@ -35,6 +35,13 @@ pub fn routes(ingest: &Ingest, options: &telemetry::http::Options, metrics: &Met
         .route("/readyz", get(ready))
         .with_state(board)
         .merge(readings)
+        .fallback(|| async {
+            let hint = "there are /, /metrics, /healthz, /readyz and POST /v1/telemetry/TOPIC";
+            telemetry::http::refusal(StatusCode::NOT_FOUND, "there is no such page", hint)
+        })
+        .method_not_allowed_fallback(|| async {
+            telemetry::http::refusal(StatusCode::METHOD_NOT_ALLOWED, "this page is read only", "use GET")
+        })
 }
 
 fn open_metrics(metrics: &Metrics) -> Response {

@@ -171,7 +171,8 @@ pub fn text(status: &Status) -> String {
     for line in status.uploads.iter().filter(|it| it.files > 0) {
         let _ = writeln!(out, "  {:<10} {}", "uploads", standing(line));
     }
-    for service in status.services.iter().filter(|service| service.name != "outbox") {
+    // How much the outbox holds is said above.
+    for service in status.services.iter().filter(|service| service.name != "outbox" || !service.state.is_healthy()) {
         let (mark, words) = match &service.state {
             ServiceState::Starting => (' ', "starting".to_owned()),
             ServiceState::Healthy { detail } => (' ', detail.clone()),

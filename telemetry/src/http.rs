@@ -6,14 +6,15 @@
 //! | `application/senml+json`, `application/senml+cbor` | one, the whole pack; checked that it is SenML |
 //! | anything else | one, the body as it is |
 //!
-//! Every refusal is JSON, `{"error": …, "hint": …}`, and is counted.
+//! Every refusal is JSON, `{"error": …, "hint": …}`, and is counted. Who may not write is told before a byte of the body
+//! is read, and no more bodies than `max_requests` are in memory at the same time.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, State},
+    body::{Body, Bytes},
+    extract::{Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
@@ -29,21 +30,24 @@ use crate::{decode, ingest::Ingest, outbox::PutError, reading::NewReading, topic
 
 /// Readings of one NDJSON body.
 const MAX_LINES: usize = 10_000;
+const NAME_A_TOPIC: &str = "name one topic in the URL, as in POST /v1/telemetry/lab/temperature";
 
 /// How readings are taken.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Largest body, bytes.
     pub max_body: usize,
-    /// Bodies held at the same time.
+    /// Bodies held at the same time; one more is told to come again.
     pub max_requests: usize,
+    /// A body must have come by then.
+    pub patience: Duration,
     /// With any, a request must carry one as a bearer token.
     pub tokens: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_body: 1 << 20, max_requests: 8, tokens: Vec::new() }
+        Self { max_body: 1 << 20, max_requests: 8, patience: Duration::from_secs(20), tokens: Vec::new() }
     }
 }
 
@@ -56,6 +60,8 @@ struct Status {
 struct Shared {
     ingest: Ingest,
     requests: Arc<Semaphore>,
+    max_body: usize,
+    patience: Duration,
     tokens: Arc<[String]>,
     refused: Family<Status, Counter>,
 }
@@ -69,60 +75,71 @@ pub fn router(ingest: Ingest, options: &Options, metrics: &Metrics) -> Router {
     let shared = Shared {
         ingest,
         requests: Arc::new(Semaphore::new(options.max_requests)),
+        max_body: options.max_body,
+        patience: options.patience,
         tokens: options.tokens.clone().into(),
         refused,
     };
     Router::new()
-        .route("/v1/telemetry/{*topic}", post(take))
-        .layer(DefaultBodyLimit::max(options.max_body))
+        .route("/v1/telemetry/{*topic}", post(take).fallback(only_post))
+        .route("/v1/telemetry/", post(no_topic).fallback(only_post))
+        .route("/v1/telemetry", post(no_topic).fallback(only_post))
         .with_state(shared)
 }
 
 struct Refused(StatusCode, String, &'static str);
 
-async fn take(
-    State(shared): State<Shared>,
-    Path(topic): Path<String>,
-    headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Response {
-    let Err(Refused(status, error, hint)) = accept(&shared, topic, &headers, body).await else {
-        return StatusCode::NO_CONTENT.into_response();
-    };
-    shared.refused.get_or_create(&Status { status: status.as_u16() }).inc();
-    let mut response = (status, Json(serde_json::json!({ "error": error, "hint": hint }))).into_response();
-    let extra = match status {
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some((header::RETRY_AFTER, "5")),
-        StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
-        _ => None,
-    };
-    if let Some((name, value)) = extra {
-        response.headers_mut().insert(name, header::HeaderValue::from_static(value));
-    }
-    response
+/// The form of every refusal.
+pub fn refusal(status: StatusCode, error: &str, hint: &str) -> Response {
+    (status, Json(serde_json::json!({ "error": error, "hint": hint }))).into_response()
 }
 
-async fn accept(
-    shared: &Shared,
-    topic: String,
-    headers: &HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Result<(), Refused> {
-    authorize(shared, headers)?;
+impl Shared {
+    fn refuse(&self, Refused(status, error, hint): &Refused) -> Response {
+        self.refused.get_or_create(&Status { status: status.as_u16() }).inc();
+        let mut response = refusal(*status, error, hint);
+        let extra = match *status {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some((header::RETRY_AFTER, "5")),
+            StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
+            StatusCode::METHOD_NOT_ALLOWED => Some((header::ALLOW, "POST")),
+            // What is left of the body is not read.
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT => Some((header::CONNECTION, "close")),
+            _ => None,
+        };
+        if let Some((name, value)) = extra {
+            response.headers_mut().insert(name, header::HeaderValue::from_static(value));
+        }
+        response
+    }
+}
+
+async fn only_post(State(shared): State<Shared>) -> Response {
+    let error = "readings are sent with POST".to_owned();
+    let hint = "to read them back, use `edge-agent telemetry query`";
+    shared.refuse(&Refused(StatusCode::METHOD_NOT_ALLOWED, error, hint))
+}
+
+async fn no_topic(State(shared): State<Shared>) -> Response {
+    shared.refuse(&Refused(StatusCode::BAD_REQUEST, "the topic is empty".to_owned(), NAME_A_TOPIC))
+}
+
+async fn take(State(shared): State<Shared>, topic: Result<Path<String>, PathRejection>, request: Request) -> Response {
+    match accept(&shared, topic, request).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(refused) => shared.refuse(&refused),
+    }
+}
+
+async fn accept(shared: &Shared, topic: Result<Path<String>, PathRejection>, request: Request) -> Result<(), Refused> {
+    let (head, body) = request.into_parts();
+    authorize(shared, &head.headers)?;
+    let topic = checked(topic)?;
     let Ok(_turn) = shared.requests.try_acquire() else {
         let error = "too many requests with readings at the same time".to_owned();
         return Err(Refused(StatusCode::TOO_MANY_REQUESTS, error, "send again a little later"));
     };
-    let body = body.map_err(|error| {
-        Refused(error.status(), error.body_text(), "send less at once, or a large file with `edge-agent upload`")
-    })?;
-    topic::check_name(&topic)
-        .map_err(|error| Refused(StatusCode::BAD_REQUEST, error.to_string(), "name one topic in the URL"))?;
-    if topic.starts_with('$') {
-        let error = format!("topic {topic:?} is reserved");
-        return Err(Refused(StatusCode::BAD_REQUEST, error, "choose a topic that does not start with $"));
-    }
-    let readings = split(topic, headers, body)?;
+    let body = read(shared, &head.headers, body).await?;
+    let readings = split(topic, &head.headers, body)?;
     shared.ingest.submit(readings).await.map(drop).map_err(|error| match error {
         PutError::TooLarge(text) => Refused(StatusCode::PAYLOAD_TOO_LARGE, text, "send less at once"),
         PutError::Full(text) | PutError::Disk(text) => {
@@ -132,6 +149,51 @@ async fn accept(
             Refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), "the agent stops; send again later")
         }
     })
+}
+
+fn checked(topic: Result<Path<String>, PathRejection>) -> Result<String, Refused> {
+    let bad = |error: String, hint| Err(Refused(StatusCode::BAD_REQUEST, error, hint));
+    let topic = match topic {
+        Ok(Path(topic)) => topic,
+        Err(_) => return bad("the topic is not UTF-8".to_owned(), NAME_A_TOPIC),
+    };
+    if let Err(error) = topic::check_name(&topic) {
+        return bad(error.to_string(), NAME_A_TOPIC);
+    }
+    if topic.starts_with('$') {
+        return bad(format!("topic {topic:?} is reserved"), "choose a topic that does not start with $");
+    }
+    Ok(topic)
+}
+
+/// The body, whole, within its limits of size and time.
+async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<Bytes, Refused> {
+    let too_large = || {
+        let error = format!("the body is over {} bytes (http.max_body)", shared.max_body);
+        let hint = "send less at once, or a large file with `edge-agent upload`";
+        Refused(StatusCode::PAYLOAD_TOO_LARGE, error, hint)
+    };
+    let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
+    if encoded {
+        let error = "a body with a content-encoding is not unpacked".to_owned();
+        return Err(Refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, error, "send it as it is, without content-encoding"));
+    }
+    let promised = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if promised.is_some_and(|promised: u64| promised > shared.max_body as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(shared.patience, axum::body::to_bytes(body, shared.max_body)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if board::tasks::chain(&error).contains("length limit") => Err(too_large()),
+        Ok(Err(error)) => {
+            let error = format!("the body broke off: {}", board::tasks::chain(&error));
+            Err(Refused(StatusCode::BAD_REQUEST, error, "nothing was stored; send again"))
+        }
+        Err(_) => {
+            let error = format!("the body did not come within {} s", shared.patience.as_secs());
+            Err(Refused(StatusCode::REQUEST_TIMEOUT, error, "nothing was stored; send less at once"))
+        }
+    }
 }
 
 fn authorize(shared: &Shared, headers: &HeaderMap) -> Result<(), Refused> {

@@ -107,6 +107,8 @@ impl Drop for Mosquitto {
 pub struct Ceph {
     dir: PathBuf,
     disk_mb: u32,
+    /// `CEPH_RGW_…` settings of the script.
+    settings: Vec<(&'static str, String)>,
     /// `AWS_…` settings.
     pub env: BTreeMap<String, String>,
 }
@@ -119,10 +121,21 @@ impl Ceph {
 
     /// The same, with another size of its disk.
     pub fn start_with(dir: &Path, disk_mb: u32) -> Result<Self> {
-        let mut it = Self { dir: dir.to_owned(), disk_mb, env: BTreeMap::new() };
+        Self::begin(Self { dir: dir.to_owned(), disk_mb, settings: Vec::new(), env: BTreeMap::new() })
+    }
+
+    /// The same, serving HTTPS too: `CEPH_RGW_HTTPS_URL` is among its settings.
+    pub fn start_with_tls(dir: &Path, certificates: &Certificates) -> Result<Self> {
+        let (cert, key) = &certificates.server;
+        let settings =
+            vec![("CEPH_RGW_TLS_CERT", cert.display().to_string()), ("CEPH_RGW_TLS_KEY", key.display().to_string())];
+        Self::begin(Self { dir: dir.to_owned(), disk_mb: 8192, settings, env: BTreeMap::new() })
+    }
+
+    fn begin(mut it: Self) -> Result<Self> {
         // Temporary keys: the key that seals them has 16 characters.
         let sts = "[client.rgw]\nrgw_sts_key = sixteen-bytes-16\nrgw_s3_auth_use_sts = true\n";
-        fs::write(dir.with_extension("conf"), sts)?;
+        fs::write(it.dir.with_extension("conf"), sts)?;
         it.script("start")?;
         let settings = it.script("env")?;
         it.env = settings.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
@@ -138,6 +151,7 @@ impl Ceph {
         let output = Command::new(script)
             .env("CEPH_RGW_DISK_MB", self.disk_mb.to_string())
             .env("CEPH_RGW_EXTRA_CONF", self.dir.with_extension("conf"))
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .arg(verb)
             .arg(&self.dir)
             .stdin(Stdio::null())

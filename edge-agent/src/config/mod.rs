@@ -8,6 +8,7 @@ pub mod raw;
 mod relays;
 mod show;
 mod units;
+mod variables;
 
 use std::{
     env,
@@ -90,7 +91,16 @@ impl Sources {
         if let Some(format) = self.log_format {
             figment = figment.merge(Serialized::default("agent.log_format", format));
         }
-        let raw: Raw = figment.extract().map_err(|error| explain(error, file.as_deref(), &text))?;
+        let raw: Raw = loop {
+            let error = match figment.extract() {
+                Ok(raw) => break raw,
+                Err(error) => error,
+            };
+            match variables::as_text(&error) {
+                Some(text) => figment = figment.merge(text),
+                None => return Err(explain(error, file.as_deref(), &text)),
+            }
+        };
         let place = |key: &str| place_of(&figment, key, file.as_deref(), &text);
         let config = Config::check(raw).map_err(|(key, problem)| ConfigError::new(place(&key), problem))?;
         Ok(Loaded { config, figment, file })
@@ -108,6 +118,7 @@ fn explain(error: figment::Error, file: Option<&Path>, text: &str) -> ConfigErro
     use figment::error::Kind;
     let Some(error) = error.into_iter().next() else { return ConfigError::new("configuration", "is not valid") };
     let mut path = error.path.clone();
+    let is_secret = path.iter().any(|part| show::SECRETS.contains(&part.as_str()));
     let problem = match &error.kind {
         Kind::UnknownField(name, known) => {
             if path.last() != Some(name) {
@@ -117,12 +128,29 @@ fn explain(error: figment::Error, file: Option<&Path>, text: &str) -> ConfigErro
             let hint = nearest.map_or_else(String::new, |nearest| format!("; did you mean `{nearest}`?"));
             format!("unknown key `{name}`{hint}")
         }
+        // What was found stays unsaid where it may be a password without its quotes.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) if is_secret => {
+            let form = if expected == "a sequence" { "[\"…\", \"…\"]" } else { "\"…\"" };
+            format!("is not of the form {form}")
+        }
+        Kind::InvalidType(found, expected) if expected.starts_with("struct ") => {
+            format!("is a section: write [{}] above its keys, not {found}", path.join("."))
+        }
+        Kind::UnknownVariant(found, known) => format!("unknown value {found:?}; use {}", quoted(known)),
         kind => kind.to_string(),
     };
+    // An item of a list is found where the list is.
+    while path.last().is_some_and(|part| part.bytes().all(|byte| byte.is_ascii_digit())) {
+        path.pop();
+    }
     let key = path.join(".");
     let from_env = error.metadata.as_ref().is_some_and(|metadata| metadata.name.contains("environment"));
     let place = if from_env { variable(&key) } else { in_file(&key, file, text) };
     ConfigError::new(place, problem)
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" or ")
 }
 
 fn variable(key: &str) -> String {

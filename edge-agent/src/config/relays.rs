@@ -11,12 +11,32 @@ use super::{
     raw,
 };
 
+/// Names of objects are up to 1024 bytes long; what follows the prefix is well below 512.
+const MAX_PREFIX: usize = 512;
+
 fn url(key: &str, text: &str) -> Result<Url, Wrong> {
     Url::parse(text).or_else(|error| wrong(key, format!("{text:?}: {error}")))
 }
 
+/// A relay that is off; not meant so where keys are set that say nothing without `needed`.
+fn off<T>(section: &str, needed: &str, given: &[(&str, bool)]) -> Result<Option<T>, Wrong> {
+    match given.iter().find(|(_, is_given)| *is_given) {
+        Some((key, _)) => {
+            wrong(&format!("{section}.{key}"), format!("needs {section}.{needed}; without it nothing is sent"))
+        }
+        None => Ok(None),
+    }
+}
+
 pub(super) fn mqtt(raw: raw::RelayMqtt, board: &str) -> Result<Option<relay::mqtt::Options>, Wrong> {
-    let Some(text) = raw.url else { return Ok(None) };
+    let Some(text) = raw.url else {
+        let given = [
+            ("ca_file", raw.ca_file.is_some()),
+            ("cert_file", raw.cert_file.is_some()),
+            ("username", raw.username.is_some()),
+        ];
+        return off("relay.mqtt", "url", &given);
+    };
     let url = url("relay.mqtt.url", &text)?;
     if url.password().is_some() || !url.username().is_empty() {
         return wrong("relay.mqtt.url", "put user and password into username and password, not into the URL");
@@ -46,10 +66,19 @@ pub(super) fn mqtt(raw: raw::RelayMqtt, board: &str) -> Result<Option<relay::mqt
 }
 
 pub(super) fn s3(raw: raw::RelayS3, board: &str) -> Result<Option<relay::s3::Options>, Wrong> {
-    let Some(text) = raw.endpoint.clone() else { return Ok(None) };
+    let Some(text) = raw.endpoint.clone() else {
+        // Keys alone are no mistake: an environment may hold them for more than one program.
+        return off("relay.s3", "endpoint", &[("bucket", !raw.bucket.is_empty())]);
+    };
     let endpoint = url("relay.s3.endpoint", &text)?;
     if !matches!(endpoint.scheme(), "http" | "https" | "file") {
         return wrong("relay.s3.endpoint", "write it like https://s3.example.org, or file:///folder for a stand-in");
+    }
+    if endpoint.password().is_some() || !endpoint.username().is_empty() {
+        return wrong("relay.s3.endpoint", "put the keys into access_key_id and secret_access_key, not into the URL");
+    }
+    if raw.prefix.len() > MAX_PREFIX {
+        return wrong("relay.s3.prefix", "up to 512 bytes: names of objects have 1024 at the most");
     }
     if raw.bucket.is_empty() || raw.bucket.contains('/') {
         return wrong("relay.s3.bucket", "name the bucket");

@@ -5,7 +5,7 @@ use figment::{Figment, value::Value};
 use super::{DEFAULT_FILE, ENV_PREFIX};
 
 /// Keys whose values are never shown.
-const SECRETS: &[&str] = &["password", "tokens", "secret_access_key", "session_token"];
+pub(super) const SECRETS: &[&str] = &["password", "tokens", "secret_access_key", "session_token"];
 
 /// One key in force.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -21,7 +21,7 @@ pub struct Entry {
 /// Every key in force, by name.
 pub fn entries(figment: &Figment) -> Vec<Entry> {
     let mut all = Vec::new();
-    for section in ["agent", "mqtt", "http", "outbox", "relay", "uploads", "metrics"] {
+    for section in ["agent", "mqtt", "http", "outbox", "relay", "uploads", "board_metrics"] {
         if let Ok(value) = figment.find_value(section) {
             walk(figment, section, &value, &mut all);
         }

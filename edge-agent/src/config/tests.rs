@@ -33,6 +33,10 @@ fn mistakes_name_the_line_the_key_and_the_remedy() {
     refused("[outbox]\nlinger = \"5 weeks\"", &["config.toml:2", "outbox.linger", "20ms"]);
     refused("[outbox]\nmax_bytes = \"1MiB\"", &["config.toml:2", "outbox.max_bytes", "32MiB"]);
     refused("[outbox]\non_full = \"explode\"", &["config.toml:2", "outbox.on_full", "drop-oldest"]);
+    refused("[outbox]\non_full = \"Refuse\"", &["\"refuse\" or \"drop-oldest\""]);
+    refused("mqtt = 5", &["config.toml:1", "[mqtt]"]);
+    refused("[relay.s3]\nbucket = \"b\"", &["config.toml:2", "relay.s3.bucket", "relay.s3.endpoint"]);
+    refused("[relay.mqtt]\nusername = \"b\"", &["config.toml:2", "relay.mqtt.username", "relay.mqtt.url"]);
     refused("[mqtt]\nlisten = [\"0.0.0.0:1883\"]", &["config.toml:2", "mqtt.users"]);
     refused("[mqtt]\nlisten = [\"here\"]", &["mqtt.listen", "127.0.0.1:1883"]);
     refused("[http]\nlisten = \"0.0.0.0:80\"", &["http.tokens"]);
@@ -50,6 +54,22 @@ fn every_key_shows_its_origin_and_no_secret() {
     assert!(entry("outbox.linger").from.ends_with("config.toml"));
     assert_eq!(entry("outbox.max_bytes").from, "default");
     assert_eq!(entry("mqtt.users.ann.password").value, "***");
+}
+
+#[test]
+fn no_message_shows_a_secret() {
+    for (section, line) in [
+        ("mqtt.users.ann", "password = 918273"),
+        ("http", "tokens = \"918273\""),
+        ("http", "tokens = [918273]"),
+        ("relay.s3", "secret_access_key = 918273"),
+        ("relay.mqtt", "password = 918273"),
+        ("relay.mqtt", "url = \"mqtt://ann:918273@host\""),
+        ("relay.s3", "endpoint = \"https://ann:918273@host\""),
+    ] {
+        let error = load(&format!("[{section}]\n{line}")).err().expect(line).to_string();
+        assert!(error.contains("config.toml:2") && !error.contains("918273"), "{error}");
+    }
 }
 
 #[test]
@@ -80,6 +100,7 @@ fn ways_to_the_keys_of_s3() {
     let s3::Credentials::WebIdentity(identity) = options(token).unwrap() else { panic!("{token}") };
     assert_eq!(identity.sts.as_str(), "http://localhost/");
     refused(&with("access_key_id = \"a\""), &["relay.s3.access_key_id", "secret_access_key"]);
+    refused(&with(&format!("prefix = \"{}\"", "p".repeat(600))), &["relay.s3.prefix", "512"]);
     refused(&with("role_arn = \"a\""), &["relay.s3.role_arn", "web_identity_token_file"]);
     refused(&with(&format!("credentials_file = \"/x\"\n{token}")), &["relay.s3.credentials_file", "excludes"]);
     refused(&with("flush_bytes = \"1GiB\""), &["relay.s3.flush_bytes", "8MiB"]);

@@ -27,7 +27,7 @@ pub enum Value {
     Text(String),
     /// Truth.
     Bool(bool),
-    /// Bytes (`vd` of `SenML`).
+    /// Bytes: `vd` of `SenML`, or a part of a JSON object that is no single value.
     Data(Vec<u8>),
 }
 
@@ -53,19 +53,21 @@ impl Measurement {
 /// The measurements of `payload`, at most 10,000; empty where it cannot be read as measurements. `received_us` is what
 /// relative times of `SenML` count from.
 pub fn measurements(payload: &[u8], received_us: i64) -> Vec<Measurement> {
-    let text = payload.trim_ascii();
-    if text.len() > MAX_PAYLOAD {
+    if payload.len() > MAX_PAYLOAD {
         return Vec::new();
     }
-    match text.first() {
-        Some(b'[' | 0x80..=0x9b) => senml(text, received_us).unwrap_or_default(),
-        Some(b'{') => flat(text).unwrap_or_default(),
-        Some(_) => plain(text).into_iter().collect(),
-        None => Vec::new(),
+    // White space is none in CBOR: its last byte may be 0x20, which is the number -1.
+    let text = payload.trim_ascii();
+    match (payload.first(), text.first()) {
+        (Some(0x80..=0x9b), _) | (_, Some(b'[')) => senml(payload, received_us).unwrap_or_default(),
+        (_, Some(b'{')) => flat(text).unwrap_or_default(),
+        (_, Some(_)) => plain(text).into_iter().collect(),
+        (_, None) => Vec::new(),
     }
 }
 
-/// A flat JSON object: one measurement for each key, in order of their names; objects inside count one level, as `outer.inner`.
+/// A flat JSON object: one measurement for each key, in order of their names; objects inside count one level, as
+/// `outer.inner`. What is deeper, and arrays, are measurements whose bytes are that part in JSON: nothing is left out.
 fn flat(text: &[u8]) -> Option<Vec<Measurement>> {
     let Json::Object(object) = serde_json::from_slice(text).ok()? else { return None };
     let mut all = Vec::new();
@@ -81,8 +83,7 @@ fn flat(text: &[u8]) -> Option<Vec<Measurement>> {
             all.extend(scalar(&format!("{name}.{key}"), value));
         }
     }
-    all.truncate(MAX_MEASUREMENTS);
-    Some(all)
+    if all.len() > MAX_MEASUREMENTS { None } else { Some(all) }
 }
 
 fn scalar(name: &str, value: Json) -> Option<Measurement> {
@@ -90,7 +91,8 @@ fn scalar(name: &str, value: Json) -> Option<Measurement> {
         Json::Number(number) => Value::Number(number.as_f64()?),
         Json::String(text) => Value::Text(text),
         Json::Bool(truth) => Value::Bool(truth),
-        Json::Null | Json::Array(_) | Json::Object(_) => return None,
+        Json::Array(_) | Json::Object(_) => Value::Data(serde_json::to_vec(&value).ok()?),
+        Json::Null => return None,
     };
     Some(Measurement::of(name, value))
 }
@@ -129,9 +131,11 @@ mod tests {
         check("1e999", &[]);
         check("", &[]);
         check(
-            "{\"t\": 1, \"ok\": false, \"s\": \"x\", \"n\": null, \"a\": [1], \"in\": {\"d\": 2}}",
+            "{\"t\": 1, \"ok\": false, \"s\": \"x\", \"n\": null, \"a\": [1], \"in\": {\"d\": 2, \"e\": {\"f\": 3}}}",
             &[
+                ("a", Value::Data(b"[1]".to_vec())),
                 ("in.d", Value::Number(2.0)),
+                ("in.e", Value::Data(b"{\"f\":3}".to_vec())),
                 ("ok", Value::Bool(false)),
                 ("s", Value::Text("x".into())),
                 ("t", Value::Number(1.0)),
@@ -151,6 +155,22 @@ mod tests {
             let pack = format!("[{{\"n\":\"x\",\"{base}\":\"{name}\"}}{}]", ",{\"n\":\"x\",\"v\":1}".repeat(5_000));
             assert_eq!(measurements(pack.as_bytes(), 0), [], "{base}");
         }
+    }
+
+    #[test]
+    fn white_space_is_around_json_and_inside_cbor() {
+        let names = |payload: &[u8]| measurements(payload, 0).into_iter().map(|it| it.name).collect::<Vec<_>>();
+        assert_eq!(names(b" \n[{\"n\":\"a\",\"v\":1}]\n"), ["a"]);
+        assert_eq!(names(b"\t{\"a\": 1} "), ["a"]);
+        // {0: "a", 2: -1} and {0: "a", 2: 10}: their last bytes look like a space and a line's end.
+        assert_eq!(names(b"\x81\xa2\x00\x61a\x02\x20"), ["a"]);
+        assert_eq!(names(b"\x81\xa2\x00\x61a\x02\x0a"), ["a"]);
+    }
+
+    #[test]
+    fn an_object_of_too_many_keys_stays_bytes() {
+        let keys: Vec<_> = (0..=MAX_MEASUREMENTS).map(|n| format!("\"{n}\":1")).collect();
+        assert_eq!(measurements(format!("{{{}}}", keys.join(",")).as_bytes(), 0), []);
     }
 
     proptest! {

@@ -28,7 +28,8 @@ struct Record {
 
 /// Reads a pack, JSON or CBOR; `None` where it is not one.
 pub fn senml(payload: &[u8], received_us: i64) -> Option<Vec<Measurement>> {
-    let records = if payload.first() == Some(&b'[') { from_json(payload)? } else { from_cbor(payload)? };
+    let is_json = payload.trim_ascii_start().first() == Some(&b'[');
+    let records = if is_json { from_json(payload)? } else { from_cbor(payload)? };
     if records.is_empty() { None } else { resolve(records, received_us) }
 }
 

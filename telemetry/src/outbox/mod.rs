@@ -4,6 +4,7 @@
 //! - `put` returns after the readings are on disk; readers see nothing that is not.
 //! - A reading is trimmed only when every relay has released it, or by the limits of age and size; what goes by a limit
 //!   without having been delivered is counted and logged.
+//! - However full it is, the progress of relays can be written, or it would never be drained: one segment is theirs.
 //! - Ages are measured by a trusted clock or since boot, so a jump of the clock drops nothing.
 //!
 //! Elsewhere: segments and commits (`store::log`); when a relay releases (`relay`).
@@ -97,9 +98,15 @@ struct Inner {
     epoch: u64,
     clock: Clock,
     options: Options,
+    /// With more segments in use than these, readings are not accepted.
+    max_segments: u64,
     relays: Mutex<Relays>,
     /// Something was released, or should be looked at.
     released: Notify,
+    /// Held while a segment is dropped: many senders that find the outbox full let one go, not one each.
+    dropping: tokio::sync::Mutex<()>,
+    /// Why the last reading was not accepted; `None` once one was.
+    refusing: Mutex<Option<String>>,
     metrics: OutboxMetrics,
 }
 
@@ -116,18 +123,17 @@ impl Outbox {
         clock: Clock,
         metrics: &Metrics,
     ) -> Result<(Self, store::log::Recovery), store::log::OpenError> {
-        let log_options = store::log::Options {
-            linger: options.linger,
-            max_bytes: options.max_bytes,
-            ..store::log::Options::default()
-        };
+        let segment_bytes = store::log::Options::default().segment_bytes.min(options.max_bytes / 4).max(1);
+        let log_options = store::log::Options { linger: options.linger, max_bytes: options.max_bytes, segment_bytes };
+        let max_segments = (options.max_bytes / segment_bytes).saturating_sub(1).max(1);
         let (log, recovery) = Log::open(dir, log_options)?;
         let relays = Relays::load(&log);
         // Damage at the log's end cannot hide that these numbers were given out: a relay has delivered them.
         log.skip_to(relays.highest());
         let metrics = OutboxMetrics::register(metrics, &log);
         let released = Notify::new();
-        let inner = Inner { log, epoch, clock, options, relays: Mutex::new(relays), released, metrics };
+        let (relays, dropping, refusing) = (Mutex::new(relays), tokio::sync::Mutex::new(()), Mutex::new(None));
+        let inner = Inner { log, epoch, clock, options, max_segments, relays, released, dropping, refusing, metrics };
         Ok((Self(Arc::new(inner)), recovery))
     }
 
@@ -152,27 +158,59 @@ impl Outbox {
             })
             .collect();
         let result = match self.0.options.on_full {
-            OnFull::Refuse => self.0.log.append(records).await,
+            OnFull::Refuse => self.append(records).await,
             OnFull::DropOldest => self.put_dropping(records).await,
         };
         match result {
             Ok(range) => {
                 self.0.metrics.accepted(readings, begun.elapsed());
+                self.refusing_because(None);
                 Ok(range)
             }
             Err(error) => {
                 self.0.metrics.refused.inc_by(readings.len() as u64);
-                Err(put_error(error))
+                let error = put_error(error);
+                if let PutError::Full(why) | PutError::Disk(why) = &error {
+                    self.refusing_because(Some(why.clone()));
+                }
+                Err(error)
             }
         }
+    }
+
+    /// Appends, while the segment that is left for the relays' progress is not in use.
+    async fn append(&self, records: Vec<Record>) -> Result<Range<u64>, AppendError> {
+        let stats = self.0.log.stats();
+        if stats.segments > self.0.max_segments {
+            return Err(AppendError::Full { held: stats.disk_bytes });
+        }
+        self.0.log.append(records).await
+    }
+
+    /// Remembers whether readings are accepted, for `status`.
+    fn refusing_because(&self, why: Option<String>) {
+        let mut refusing = self.0.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = refusing.is_some() != why.is_some();
+        *refusing = why;
+        drop(refusing);
+        if news {
+            self.0.released.notify_one();
+        }
+    }
+
+    fn refusing(&self) -> Option<String> {
+        self.0.refusing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Appends, letting the oldest segments go until there is room.
     async fn put_dropping(&self, records: Vec<Record>) -> Result<Range<u64>, AppendError> {
         loop {
-            match self.0.log.append(records.clone()).await {
+            let first = self.first();
+            match self.append(records.clone()).await {
                 Err(full @ (AppendError::Full { .. } | AppendError::NoSpace { .. })) => {
-                    if self.drop_oldest("the outbox is full").await?.is_none() {
+                    let _turn = self.0.dropping.lock().await;
+                    // Where another sender has made room in the meantime, that is tried first.
+                    if self.first() == first && self.drop_oldest("the outbox is full").await?.is_none() {
                         return Err(full);
                     }
                 }

@@ -7,32 +7,44 @@ use store::log::AppendError;
 
 use super::{Outbox, read_batch};
 
-/// How often ages are looked at, and idle progress is made durable.
+/// How often ages are looked at, at least.
 const EVERY: Duration = Duration::from_secs(30);
 
 impl Outbox {
     /// Trims what relays have released and drops what is over age, until stopped.
     pub async fn run(self, context: Context) -> Result<(), AppendError> {
+        // A limit of minutes is looked at more often; several times a second would be for nothing.
+        let every = self.0.options.max_age.map_or(EVERY, |age| EVERY.min(age / 4).max(Duration::from_secs(1)));
+        let mut ages = tokio::time::interval(every);
+        ages.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.0.released.notified() => self.trim().await,
-                () = tokio::time::sleep(EVERY) => self.drop_aged().await?,
+                _ = ages.tick() => self.drop_aged().await?,
                 () = context.stop.cancelled() => return Ok(()),
             }
-            let stats = self.stats();
-            context.healthy(format!(
-                "{} readings held in {} MB",
-                stats.next - stats.first,
-                stats.disk_bytes / 1_000_000
-            ));
+            self.report(&context);
         }
+    }
+
+    fn report(&self, context: &Context) {
+        if let Some(problem) = self.refusing() {
+            let remedy = "readings are not accepted until a relay has drained some, or there is space on the disk; see \
+                          outbox.max_bytes and outbox.on_full";
+            return context.degraded(problem, remedy);
+        }
+        let stats = self.stats();
+        let megabytes = stats.disk_bytes / 1_000_000;
+        context.healthy(format!("{} readings held in {megabytes} MB", stats.next - stats.first));
     }
 
     pub(super) async fn trim(&self) {
         let Some(below) = self.relays().lowest() else { return };
-        let log = self.0.log.clone();
+        let (log, first) = (self.0.log.clone(), self.first());
         let trimmed = tokio::task::spawn_blocking(move || log.trim(below)).await;
         match trimmed {
+            // Nobody may be sending any more who would find the room.
+            Ok(Ok(())) if self.first() > first => self.refusing_because(None),
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot give drained segments back; trying again"),
             Err(error) => tracing::error!(%error, "trimming the log panicked"),
@@ -49,7 +61,10 @@ impl Outbox {
             let read = tokio::task::spawn_blocking(move || read_batch(&mut reader, 1, false)).await;
             let Ok(Ok(read)) = read else { return Ok(()) };
             let old = read.readings.first().is_some_and(|reading| age(&self.0.clock, &reading.stamp) > Some(max_age));
-            if !old || self.drop_oldest("older than outbox.max_age").await?.is_none() {
+            let _turn = self.0.dropping.lock().await;
+            // A full outbox may have let it go in the meantime.
+            let still_there = self.0.log.segment_starts().get(1) == Some(&second);
+            if !old || still_there && self.drop_oldest("older than outbox.max_age").await?.is_none() {
                 return Ok(());
             }
         }

@@ -82,6 +82,45 @@ async fn a_full_outbox_refuses_or_drops_the_oldest_as_told() {
 }
 
 #[tokio::test]
+async fn many_senders_that_find_it_full_let_one_segment_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { on_full: OnFull::DropOldest, max_bytes: 40 << 20, ..Options::default() };
+    let (outbox, _) = open(dir.path(), options);
+    let mut seed = 0u8;
+    while outbox.0.metrics.dropped.get() == 0 {
+        let mut senders = tokio::task::JoinSet::new();
+        for _ in 0..32 {
+            seed = seed.wrapping_add(1);
+            let (outbox, payload) = (outbox.clone(), noise(seed));
+            senders.spawn(async move { outbox.put(&[reading("a", payload)]).await.unwrap() });
+        }
+        while senders.join_next().await.is_some() {}
+    }
+    let dropped = outbox.0.metrics.dropped.get();
+    assert!(dropped < 100, "{dropped} readings of 100 kB are more than one segment of 8 MiB");
+}
+
+#[tokio::test]
+async fn an_outbox_that_refuses_says_so_and_still_lets_relays_make_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(dir.path(), Options { linger: Duration::ZERO, max_bytes: 24 << 20, ..Options::default() });
+    let relay = outbox.relay("slow");
+    let mut seed = 0u8;
+    while outbox.put(&[reading("a", noise(seed))]).await.is_ok() {
+        seed += 1;
+    }
+    assert!(outbox.refusing().unwrap().contains("its limit"), "{:?}", outbox.refusing());
+    for n in 0..100u8 {
+        relay.save_durably(1, &[n; 300]).await.unwrap();
+        assert!(outbox.put(&[reading("a", noise(n))]).await.is_err(), "there is no room for a reading");
+    }
+    relay.save_durably(outbox.stats().next, b"").await.unwrap();
+    outbox.trim().await;
+    assert_eq!(outbox.refusing(), None);
+    outbox.put(&[reading("a", "1")]).await.unwrap();
+}
+
+#[tokio::test]
 async fn age_drops_whole_segments_and_a_clock_jump_drops_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let max_age = Some(Duration::from_secs(3600));

@@ -7,7 +7,10 @@ use board::{clock::Clock, tasks, tls};
 use bytes::Bytes;
 use md5::{Digest, Md5};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
-use rusty_s3::{Bucket, S3Action, UrlStyle, actions::HeadObject};
+use rusty_s3::{
+    Bucket, S3Action, UrlStyle,
+    actions::{HeadBucket, HeadObject},
+};
 
 use super::{Options, S3Error, credentials::Keys};
 
@@ -66,6 +69,20 @@ impl S3 {
             Ok(answer) => Ok(Some(etag_of(&answer))),
             // Without the right to list, S3 says 403 for what is not there.
             Err(S3Error::Refused { status: 403 | 404, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Any answer over TLS tells the time, also one that refuses a request signed in 1970.
+    pub(super) async fn ask_the_time(&self) -> Result<(), S3Error> {
+        if !self.secure {
+            return Ok(());
+        }
+        let keys = self.keys().await?;
+        let action = HeadBucket::new(&self.bucket, Some(&keys));
+        match self.send(self.request(Method::HEAD, &action)).await {
+            // What is wrong with the bucket or the keys shows better where an object is stored.
+            Ok(_) | Err(S3Error::Refused { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -70,15 +70,19 @@ impl S3Error {
                 "check relay.s3.role_arn, the token, and that the server trusts its issuer"
             }
             Self::Credentials(CredentialsError::Unreachable { .. }) => "readings are kept; it will be tried again",
-            Self::Tls(_) | Self::Credentials(_) => "mend what [relay.s3] names",
+            Self::Credentials(CredentialsError::NotSet) => {
+                "set relay.s3.access_key_id and secret_access_key, or credentials_file"
+            }
+            Self::Credentials(_) => "readings are kept; put the keys there, they are looked for again by and by",
+            Self::Tls(_) => "put a PEM file there, it is looked for again by and by",
             Self::Unreachable { problem, .. } => {
                 let problem = problem.to_lowercase();
                 match () {
                     () if problem.contains("unknownissuer") => {
-                        "the server's certificate is of an unknown CA: set relay.s3.ca_file"
+                        "the server's certificate is of an unknown CA: put that CA into relay.s3.ca_file"
                     }
-                    () if problem.contains("expired") => {
-                        "the server's certificate has run out, or the board's clock is wrong"
+                    () if problem.contains("expired") || problem.contains("not valid yet") => {
+                        "renew the server's certificate, or set the board's clock: see `edge-agent doctor`"
                     }
                     () if problem.contains("certificate") => "check relay.s3.endpoint and ca_file",
                     () => "readings are kept; it will be tried again",

@@ -127,11 +127,11 @@ impl Uploads {
 
     /// Sends what is ready until stopped.
     pub async fn run(self, context: Context) -> Result<(), S3Error> {
-        let target = Target::new(&self.options.target, self.clock.clone())?;
         let mut spool = Spool::new(self.options.spool.clone());
-        let mut tries = 0;
+        // Set up anew after each failure: what the configuration names, such as a CA file, may have been mended.
+        let (mut target, mut tries) = (None, 0);
         while !context.stop.is_cancelled() {
-            let wait = match self.round(&mut spool, &target, &context).await {
+            let wait = match self.round(&mut spool, &mut target, &context).await {
                 Ok(true) => {
                     tries = 0;
                     continue;
@@ -140,6 +140,7 @@ impl Uploads {
                 Err(UploadError::Stopped) => break,
                 Err(error) => {
                     self.figures.failures.inc();
+                    target = None;
                     tries += 1;
                     let remedy = match &error {
                         UploadError::S3(error) => error.remedy(),
@@ -159,7 +160,12 @@ impl Uploads {
     }
 
     /// Looks, and sends the oldest file that is ready; `false` when there is none.
-    async fn round(&self, spool: &mut Spool, target: &Target, context: &Context) -> Result<bool, UploadError> {
+    async fn round(
+        &self,
+        spool: &mut Spool,
+        target: &mut Option<Target>,
+        context: &Context,
+    ) -> Result<bool, UploadError> {
         let mut ready = look(spool).await?;
         self.forget_gone(&ready).await?;
         self.figures.waiting.set(i64::try_from(ready.len()).unwrap_or(i64::MAX));
@@ -174,6 +180,10 @@ impl Uploads {
         let Some(file) = ready.into_iter().next() else {
             context.healthy(format!("{} files stored", self.figures.files.get()));
             return Ok(false);
+        };
+        let target = match target {
+            Some(target) => target,
+            None => target.insert(Target::new(&self.options.target, self.clock.clone())?),
         };
         context.healthy(format!("sending {}", file.name));
         self.transfer(&file, target, context).await?;

@@ -92,35 +92,43 @@ impl Relay {
 
     /// Relays until stopped.
     pub async fn run(self, context: Context) -> Result<(), S3Error> {
-        let target = Target::new(&self.options.target, self.outbox.clock().clone())?;
         let handle = self.outbox.relay(NAME);
         let mut work = Work::new(&self, &handle);
-        let mut tries = 0;
+        // Set up anew after each failure: what the configuration names, such as a CA file, may have been mended.
+        let (mut target, mut tries) = (None, 0);
         while !context.stop.is_cancelled() {
-            match work.round(&target, &context).await {
-                Ok(()) => {
-                    tries = 0;
-                    context.healthy(format!(
-                        "{} objects stored in {}",
-                        self.figures.objects.get(),
-                        self.options.target.bucket
-                    ));
-                }
-                Err(error) => {
-                    self.figures.failures.inc();
-                    tries += 1;
-                    let (problem, remedy) = explain(&error);
-                    context.degraded(problem, remedy);
-                    work.reset();
-                    let wait = backoff(tries, Duration::from_millis(500), Duration::from_secs(120));
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        () = context.stop.cancelled() => {}
-                    }
-                }
+            let Err(error) = self.round(&mut target, &mut work, &context).await else {
+                tries = 0;
+                let (stored, bucket) = (self.figures.objects.get(), &self.options.target.bucket);
+                context.healthy(format!("{stored} objects stored in {bucket}"));
+                continue;
+            };
+            self.figures.failures.inc();
+            tries += 1;
+            let (problem, remedy) = explain(&error);
+            context.degraded(problem, remedy);
+            work.reset();
+            target = None;
+            let wait = backoff(tries, Duration::from_millis(500), Duration::from_secs(120));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = context.stop.cancelled() => {}
             }
         }
         Ok(())
+    }
+
+    async fn round(
+        &self,
+        target: &mut Option<Target>,
+        work: &mut Work<'_>,
+        context: &Context,
+    ) -> Result<(), RoundError> {
+        let target = match target {
+            Some(target) => target,
+            None => target.insert(Target::new(&self.options.target, self.outbox.clock().clone())?),
+        };
+        work.round(target, context).await
     }
 }
 
@@ -174,6 +182,10 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         let clock = self.relay.outbox.clock();
+        if !clock.is_trusted() {
+            // An object's name has a date, and stays: better the right one.
+            target.ask_the_time().await?;
+        }
         let times: Vec<_> = self.gathered.iter().map(|it| (it.seq, clock.correct(&it.stamp).time_us)).collect();
         let options = &self.relay.options;
         let cut = Cut::of(&times, &options.prefix, &options.board, self.relay.outbox.epoch());
