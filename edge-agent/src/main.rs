@@ -18,11 +18,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-// musl's own allocator takes one lock for all threads.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: board::sys::allocator::Allocator = board::sys::allocator::Allocator;
 
 fn main() -> ExitCode {
+    board::sys::allocator::give_back_at_once();
     // One provider for every part of the program that speaks TLS; a second install cannot happen here.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = cli::Cli::parse();

@@ -1,6 +1,7 @@
 //! System calls that rustix has no safe wrapper for. The only `unsafe` of this crate.
 #![allow(unsafe_code)]
 
+pub mod allocator;
 pub mod powercut;
 
 use std::{fs, io, path::Path};
