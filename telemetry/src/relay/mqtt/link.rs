@@ -245,10 +245,11 @@ impl<'a> Link<'a> {
     /// To local subscribers, and only to them: it would otherwise go up again.
     fn downlink(&self, publish: Publish) {
         let Publish { topic, qos, retain, payload, size, .. } = publish;
-        match payload {
-            Some(payload) => self.relay.router.publish(&Message { qos, retain, ..Message::plain(topic, payload) }),
-            None => tracing::warn!(topic, size, "a message from the core is too large and was passed over"),
-        }
+        let Some(payload) = payload else {
+            tracing::warn!(topic, size, "a message from the core is too large and was passed over");
+            return;
+        };
+        self.relay.router.publish(&Message { qos, retain, ..Message::plain(topic, payload) });
     }
 
     fn subscribed(&self, codes: &[u8]) {

@@ -168,7 +168,9 @@ pub(super) fn connect(out: &mut BytesMut, client: &str, login: Option<(&str, Opt
     out.put_slice(b"\0\x04MQTT\x04");
     out.put_u8(flags);
     out.put_u16(keep_alive_s);
-    strings.iter().for_each(|text| string(out, &[text]));
+    for text in strings {
+        string(out, &[text]);
+    }
 }
 
 /// PUBLISH, not retained; the topic in the pieces it is made of. The identifier is left out at QoS 0.
@@ -202,7 +204,7 @@ fn header(out: &mut BytesMut, first: u8, mut len: usize) {
     out.reserve(5 + len);
     out.put_u8(first);
     loop {
-        let byte = (len & 0x7f) as u8;
+        let byte = u8::try_from(len & 0x7f).unwrap_or(0); // Seven bits always fit.
         len >>= 7;
         out.put_u8(if len > 0 { byte | 0x80 } else { byte });
         if len == 0 {
@@ -215,7 +217,9 @@ fn header(out: &mut BytesMut, first: u8, mut len: usize) {
 fn string(out: &mut BytesMut, pieces: &[&str]) {
     let len: usize = pieces.iter().map(|piece| piece.len()).sum();
     out.put_u16(u16::try_from(len).unwrap_or(u16::MAX));
-    pieces.iter().for_each(|piece| out.put_slice(piece.as_bytes()));
+    for piece in pieces {
+        out.put_slice(piece.as_bytes());
+    }
 }
 
 #[cfg(test)]

@@ -100,7 +100,10 @@ fn tls_remedy(error: &rustls::Error) -> &'static str {
     use CertificateError as Bad;
     match error {
         rustls::Error::InvalidCertificate(bad) => match bad {
-            Bad::UnknownIssuer => "the broker's certificate is of an unknown CA: put that CA into relay.mqtt.ca_file",
+            // A CA made anew under its old name gives a bad signature.
+            Bad::UnknownIssuer | Bad::BadSignature => {
+                "the broker's certificate is of an unknown CA: put that CA into relay.mqtt.ca_file"
+            }
             Bad::Expired | Bad::ExpiredContext { .. } => {
                 "the broker's certificate has run out: renew it there, and check the board's clock"
             }

@@ -56,7 +56,7 @@ impl Progress {
             self.below = end;
             self.above.drain(from..to);
         } else {
-            self.above.splice(from..to, [start..end]);
+            self.above.splice(from..to, std::iter::once(start..end));
         }
         if self.above.len() > MAX_RANGES {
             let shortest = self.above.iter().enumerate().min_by_key(|(_, it)| it.end - it.start);

@@ -84,7 +84,9 @@ impl Queue {
             while out.readings.len() < most && size < bytes && !stream.at_end(durable) {
                 let Some(reading) = stream.read.pop_front() else {
                     let missing = stream.fill(&self.taken).await?;
-                    missing.iter().for_each(|range| self.taken.add(range.clone()));
+                    for range in &missing {
+                        self.taken.add(range.clone());
+                    }
                     out.missing.extend(missing);
                     continue;
                 };
@@ -144,5 +146,68 @@ impl Queue {
         if next > at + OVERTAKE {
             history.cursor = self.outbox.cursor(next);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use board::{clock::Clock, metrics::Metrics};
+
+    use super::*;
+    use crate::{outbox::Options, reading::NewReading};
+
+    fn open(dir: &std::path::Path) -> Outbox {
+        let options = Options { linger: Duration::ZERO, ..Options::default() };
+        let (clock, _) = Clock::manual(1_800_000_000_000_000, true);
+        Outbox::open(&dir.join("log"), 7, options, clock, &Metrics::new()).unwrap().0
+    }
+
+    /// Every hundredth is an alarm.
+    async fn put(outbox: &Outbox, count: u64) {
+        let topic = |n: u64| if n.is_multiple_of(100) { "alarm/a" } else { "lab/t" };
+        let readings: Vec<_> = (0..count).map(|n| NewReading { topic: topic(n).into(), payload: "1".into() }).collect();
+        outbox.put(&readings).await.unwrap();
+    }
+
+    async fn take(queue: &mut Queue, most: usize) -> Vec<Reading> {
+        queue.take(most, usize::MAX).await.unwrap().readings
+    }
+
+    #[tokio::test]
+    async fn each_is_taken_once_alarms_first_then_fresh_ones_then_history() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = open(dir.path());
+        put(&outbox, 8000).await;
+        let mut queue = Queue::new(&outbox, &Progress::new(1));
+        let mut all = take(&mut queue, 80).await;
+        assert!(all.iter().all(|it| it.topic == "alarm/a") && all.len() == 80);
+        all.extend(take(&mut queue, 1000).await);
+        assert_eq!(all[80].seq, 2, "history, where nothing is fresh");
+        put(&outbox, 300).await;
+        let alarms = take(&mut queue, 1000).await;
+        assert_eq!(alarms.iter().map(|it| it.seq).collect::<Vec<_>>(), [8001, 8101, 8201]);
+        let fresh = take(&mut queue, 1000).await;
+        assert!(fresh[0].seq == 8002 && fresh.len() == 297);
+        all.extend(alarms.into_iter().chain(fresh));
+        // The link is slower than that: what was fresh becomes history.
+        put(&outbox, 6000).await;
+        while queue.has_more() {
+            all.extend(take(&mut queue, 1000).await);
+        }
+        let mut numbers: Vec<_> = all.iter().map(|it| it.seq).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (1..=14_300).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn few_readings_go_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = open(dir.path());
+        put(&outbox, 150).await;
+        let mut queue = Queue::new(&outbox, &Progress::new(1));
+        let numbers: Vec<_> = take(&mut queue, 1000).await.iter().map(|it| it.seq).collect();
+        assert_eq!(numbers, (1..=150).collect::<Vec<_>>());
     }
 }
