@@ -29,8 +29,11 @@ impl Core {
     /// An agent that speaks TLS 1.3 to it with a client certificate.
     fn agent(&self, more: &str) -> Result<Agent> {
         let relay = format!(
-            "[relay.mqtt]\nurl = \"mqtts://localhost:{}\"\nca_file = {:?}\ncert_file = {:?}\nkey_file = {:?}\n{more}",
-            self.broker.tls_port, self.certificates.ca, self.certificates.client.0, self.certificates.client.1
+            "[relay.mqtt]\nurl = \"mqtts://localhost:{}\"\nca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n{more}",
+            self.broker.tls_port,
+            self.certificates.ca.display(),
+            self.certificates.client.0.display(),
+            self.certificates.client.1.display()
         );
         self.any_agent(&relay)
     }
