@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{free_port, wait_until};
+use crate::{Raw, free_port, wait_until};
 
 /// A running (or killed) agent with a data directory of its own.
 pub struct Agent {
@@ -62,6 +62,13 @@ impl Agent {
         let text = fs::read_to_string(&self.config)?;
         fs::write(&self.config, text.replace("[mqtt]\n", &format!("[mqtt]\n{lines}\n")))?;
         Ok(self)
+    }
+
+    /// Takes the place of all that `new` was given; for an agent that does not run.
+    pub fn reconfigure(&self, more: &str) -> Result<()> {
+        let text = fs::read_to_string(&self.config)?;
+        let (begin, _) = text.split_once("enabled = false\n").context("not a configuration of `new`")?;
+        Ok(fs::write(&self.config, format!("{begin}enabled = false\n{more}"))?)
     }
 
     /// Starts it and waits until it is ready.
@@ -144,6 +151,22 @@ impl Agent {
             .filter(|line| !line.is_empty())
             .map(|line| Ok(serde_json::from_slice(line)?))
             .collect()
+    }
+
+    /// Publishes readings on its MQTT port and waits until all are acknowledged.
+    pub fn put<'a>(&self, readings: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> Result<()> {
+        Raw::connect(self.mqtt, 4, "sensor", 0x02, 60, &[])?.put(readings)
+    }
+
+    /// Waits until no reading waits for any relay.
+    pub fn drained(&self, patience: Duration) -> Result<()> {
+        let done = wait_until("the relays have everything", patience, || {
+            self.status().is_ok_and(|status| {
+                let waiting = status["outbox"]["waiting"].as_array().cloned().unwrap_or_default();
+                !waiting.is_empty() && waiting.iter().all(|it| it["readings"] == 0)
+            })
+        });
+        done.with_context(|| format!("{:?}\n{}", self.status(), self.log()))
     }
 
     /// Its process; 0 while it does not run.

@@ -10,6 +10,8 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 
 /// PEM files in one folder.
 pub struct Certificates {
+    dir: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
     /// The CA.
     pub ca: PathBuf,
     /// Server certificate and key.
@@ -30,18 +32,39 @@ impl Certificates {
         let ca = dir.join("ca.pem");
         fs::write(&ca, params.self_signed(&key)?.pem())?;
         let issuer = Issuer::new(params, key);
-        let leaf = |name: &str, names: Vec<String>, purpose| -> Result<(PathBuf, PathBuf)> {
-            let mut params = CertificateParams::new(names)?;
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            params.extended_key_usages = vec![purpose];
-            let key = KeyPair::generate()?;
-            let (cert_file, key_file) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-            fs::write(&cert_file, params.signed_by(&key, &issuer)?.pem())?;
-            fs::write(&key_file, key.serialize_pem())?;
-            Ok((cert_file, key_file))
-        };
-        let server = leaf("server", vec!["localhost".into(), "127.0.0.1".into()], ExtendedKeyUsagePurpose::ServerAuth)?;
-        let client = leaf("board-1", Vec::new(), ExtendedKeyUsagePurpose::ClientAuth)?;
-        Ok(Self { ca, server, client })
+        let mut it = Self { dir: dir.to_owned(), issuer, ca, server: Default::default(), client: Default::default() };
+        it.server = it.issue_server("server", &["localhost", "127.0.0.1"], false)?;
+        it.client = it.issue_client("board-1", false)?;
+        Ok(it)
+    }
+
+    /// Another server certificate and key: `NAME.pem` and `NAME.key`; written over if they are there.
+    pub fn issue_server(&self, name: &str, hosts: &[&str], expired: bool) -> Result<(PathBuf, PathBuf)> {
+        self.issue(name, hosts, ExtendedKeyUsagePurpose::ServerAuth, expired)
+    }
+
+    /// Another client certificate and key.
+    pub fn issue_client(&self, name: &str, expired: bool) -> Result<(PathBuf, PathBuf)> {
+        self.issue(name, &[], ExtendedKeyUsagePurpose::ClientAuth, expired)
+    }
+
+    fn issue(
+        &self,
+        name: &str,
+        hosts: &[&str],
+        purpose: ExtendedKeyUsagePurpose,
+        expired: bool,
+    ) -> Result<(PathBuf, PathBuf)> {
+        let mut params = CertificateParams::new(hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>())?;
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages = vec![purpose];
+        if expired {
+            params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        }
+        let key = KeyPair::generate()?;
+        let (cert_file, key_file) = (self.dir.join(format!("{name}.pem")), self.dir.join(format!("{name}.key")));
+        fs::write(&cert_file, params.signed_by(&key, &self.issuer)?.pem())?;
+        fs::write(&key_file, key.serialize_pem())?;
+        Ok((cert_file, key_file))
     }
 }

@@ -15,7 +15,7 @@ pub use certificates::Certificates;
 pub use disk::Disk;
 pub use publisher::Publisher;
 pub use raw::Raw;
-pub use servers::{Ceph, Mosquitto, python, python_program};
+pub use servers::{Ceph, Heard, Mosquitto, python, python_program};
 
 use std::{
     net::TcpListener,

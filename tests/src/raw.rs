@@ -68,6 +68,20 @@ impl Raw {
         Ok(body)
     }
 
+    /// Publishes readings at QoS 1 and waits until all are acknowledged.
+    pub fn put<'a>(&mut self, readings: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> Result<()> {
+        let mut open = 0;
+        for (n, (topic, payload)) in (1u16..60_000).cycle().zip(readings) {
+            self.send(&frame(0x32, &[string(topic), n.to_be_bytes().to_vec(), payload].concat()))?;
+            open += 1;
+            if open == 500 {
+                self.expect(0x40)?;
+                open -= 1;
+            }
+        }
+        (0..open).try_for_each(|_| self.expect(0x40).map(drop))
+    }
+
     /// All packets until the server has answered a ping twice. What the server had to send when the first one came is
     /// among them: it writes before it reads again.
     pub fn until_quiet(&mut self) -> Result<Vec<(u8, Vec<u8>)>> {

@@ -26,11 +26,16 @@ pub struct Mosquitto {
 impl Mosquitto {
     /// Starts a broker and a subscriber to everything.
     pub fn start(dir: &Path, certificates: &Certificates) -> Result<Self> {
+        Self::start_with(dir, certificates, "")
+    }
+
+    /// The same, with more settings, for all of its ports.
+    pub fn start_with(dir: &Path, certificates: &Certificates, more: &str) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let (tls_port, plain_port) = (free_port()?, free_port()?);
         let config = format!(
-            "user root\npersistence true\npersistence_location {dir}/\nmax_queued_messages 0\nmax_inflight_messages 200\n\
-             per_listener_settings false\nallow_anonymous true\nlistener {plain_port} 127.0.0.1\n\
+            "user root\nlog_type error\nlog_type subscribe\npersistence true\npersistence_location {dir}/\nmax_queued_messages 0\nmax_inflight_messages 200\n\
+             per_listener_settings false\nallow_anonymous true\n{more}\nlistener {plain_port} 127.0.0.1\n\
              listener {tls_port} 127.0.0.1\ncafile {ca}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate true\n\
              tls_version tlsv1.3\n",
             dir = dir.display(),
@@ -44,12 +49,16 @@ impl Mosquitto {
         let heard = fs::File::create(dir.join("heard"))?;
         let port = plain_port.to_string();
         let subscriber = Command::new("mosquitto_sub")
-            .args(["-p", &port, "-t", "#", "-q", "1", "-c", "-i", "core", "-F", "%x"])
+            .args(["-p", &port, "-t", "#", "-q", "1", "-c", "-i", "core", "-F", "%r %x %t"])
             .stdout(heard)
             .stderr(Stdio::null())
             .spawn()
             .context("mosquitto_sub is missing: install mosquitto-clients")?;
         it.subscriber = Some(subscriber);
+        let log = it.dir.join("log");
+        // From then on the session outlives the broker.
+        let subscribed = || fs::read_to_string(&log).is_ok_and(|text| text.contains("core 1 #"));
+        wait_until("the subscriber is there", Duration::from_secs(10), subscribed)?;
         Ok(it)
     }
 
@@ -84,8 +93,40 @@ impl Mosquitto {
 
     /// The payloads heard so far.
     pub fn heard(&self) -> Result<Vec<Vec<u8>>> {
+        Ok(self.messages()?.into_iter().map(|message| message.payload).collect())
+    }
+
+    /// The messages heard so far, in order.
+    pub fn messages(&self) -> Result<Vec<Heard>> {
         let text = fs::read_to_string(self.dir.join("heard"))?;
-        Ok(text.lines().filter_map(from_hex).collect())
+        Ok(text.lines().filter_map(Heard::parse).collect())
+    }
+
+    /// Sends SIGHUP: it reads its users, rules and (in new connections) certificates again.
+    pub fn reload(&self) -> Result<()> {
+        let pid = self.child.as_ref().map_or(0, Child::id);
+        ensure!(pid > 0 && Command::new("kill").args(["-HUP", &pid.to_string()]).status()?.success(), "kill -HUP");
+        Ok(())
+    }
+}
+
+/// A message as the core's subscriber hears it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Where.
+    pub topic: String,
+    /// What.
+    pub payload: Vec<u8>,
+    /// Whether it was kept for later subscribers.
+    pub retained: bool,
+}
+
+impl Heard {
+    /// A line of `mosquitto_sub -F '%r %x %t'`, unless it is half written.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.splitn(3, ' ');
+        let (retained, payload, topic) = (words.next()?, words.next()?, words.next()?);
+        Some(Self { topic: topic.to_owned(), payload: from_hex(payload)?, retained: retained == "1" })
     }
 }
 

@@ -1,6 +1,10 @@
 //! `mode = "batch"`: many readings in one message, CBOR compressed with zstd.
 //!
-//! `{v: 1, board, epoch, first, last, readings: [[seq, time_us, topic, payload], …]}`, payloads as byte strings.
+//! `{v: 1, board, epoch, first, last, readings: [[seq, time_us, topic, payload], …]}` on `PREFIX/BOARD/batch`. `seq`
+//! ascends from `first` to `last`, with gaps where readings went another way; `time_us` counts from 1970, UTC; `payload` is
+//! a byte string always, text too: a reader need not guess which of two types it will meet.
+
+use std::io;
 
 use serde::{Serialize, Serializer, ser::SerializeTuple};
 
@@ -40,10 +44,20 @@ impl Serialize for Row<'_> {
     }
 }
 
-/// The message for these readings with their times; `None` for no readings.
-pub(super) fn encode(board: &str, epoch: u64, readings: &[(Reading, i64)]) -> Option<Vec<u8>> {
-    let (first, last) = (readings.first()?.0.seq, readings.last()?.0.seq);
-    let readings = readings.iter().map(|(reading, time_us)| Row(reading, *time_us)).collect();
-    let cbor = cbor::to_vec(&Batch { v: 1, board, epoch, first, last, readings })?;
-    zstd::bulk::compress(&cbor, LEVEL).ok()
+/// Makes messages. Holds what zstd works in, some hundred KiB: to be dropped when there is nothing to send.
+pub(super) struct Packer(zstd::bulk::Compressor<'static>);
+
+impl Packer {
+    pub fn new() -> io::Result<Self> {
+        zstd::bulk::Compressor::new(LEVEL).map(Self)
+    }
+
+    /// The message for these readings, of which there is at least one, with their times.
+    pub fn pack(&mut self, board: &str, epoch: u64, readings: &[(Reading, i64)]) -> io::Result<Vec<u8>> {
+        let number = |reading: Option<&(Reading, i64)>| reading.map_or(0, |(reading, _)| reading.seq);
+        let (first, last) = (number(readings.first()), number(readings.last()));
+        let readings = readings.iter().map(|(reading, time_us)| Row(reading, *time_us)).collect();
+        let cbor = cbor::to_vec(&Batch { v: 1, board, epoch, first, last, readings });
+        self.0.compress(&cbor.ok_or_else(|| io::Error::other("a batch has no form in CBOR"))?)
+    }
 }

@@ -1,16 +1,26 @@
 //! One connection to the core's broker, from CONNECT to its end.
+//!
+//! Elsewhere: bytes (`wire`) and packets (`packet`); what is sent next (`queue`).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
+    io,
     ops::Range,
     time::{Duration, Instant},
 };
 
-use board::tasks::{self, Context};
-use rumqttc::{AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Incoming, Outgoing, QoS};
+use board::tasks::Context;
 
-use super::{Mode, Progress, Relay, SAVE_EVERY, Throttle, batch, queue::Queue, save};
-use crate::{outbox::RelayHandle, router::Message};
+use super::{
+    Mode, Progress, Relay, SAVE_EVERY, Throttle,
+    batch::Packer,
+    packet::{self, Packet, Publish},
+    problem::Problem,
+    queue::Queue,
+    save,
+    wire::Wire,
+};
+use crate::{outbox::RelayHandle, reading::Reading, router::Message};
 
 /// Raw bytes and readings of a batch.
 const BATCH_BYTES: usize = 96 << 10;
@@ -19,11 +29,19 @@ const BATCH_READINGS: usize = 2000;
 const BATCH_INFLIGHT: usize = 8;
 /// A fresh reading waits this long for company in batch mode.
 const BATCH_LINGER: Duration = Duration::from_millis(200);
+/// Bytes that wait for the socket; readings stay in the outbox until there are fewer.
+const OUTPUT_BYTES: usize = 64 << 10;
+/// How often a silent broker is thought of.
+const TICK: Duration = Duration::from_secs(5);
+/// At a stop: for acknowledgements on their way, so that nothing is sent twice, and for the good-bye.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// The identifier of the one SUBSCRIBE; publishes have those below.
+const SUBSCRIBE: u16 = u16::MAX;
 
-/// How a connection ended.
-pub(super) enum Ended {
-    Stopped,
-    Failed { problem: String, remedy: String },
+/// Numbers of the readings in one message.
+enum Numbers {
+    One(u64),
+    Many(Vec<Range<u64>>),
 }
 
 /// One connection.
@@ -34,246 +52,251 @@ pub(super) struct Link<'a> {
     progress: &'a mut Progress,
     throttle: &'a Throttle,
     queue: Queue,
-    /// Handed to the client and not yet written, in order: their numbers, sparse.
-    handed: VecDeque<Vec<Range<u64>>>,
-    /// Written, by packet identifier.
-    written: BTreeMap<u16, Vec<Range<u64>>>,
+    wire: Wire,
+    /// Sent and not acknowledged, by packet identifier (at QoS 0: not yet written).
+    open: BTreeMap<u16, Numbers>,
+    last_id: u16,
+    /// While there is something to pack.
+    packer: Option<Packer>,
+    /// Not before then: the bandwidth cap, or company for a batch.
+    not_before: tokio::time::Instant,
     saved: Instant,
 }
 
 impl<'a> Link<'a> {
-    pub fn new(
+    /// Connects and subscribes.
+    pub async fn open(
         relay: &'a Relay,
         context: &'a Context,
         handle: &'a RelayHandle,
         progress: &'a mut Progress,
         throttle: &'a Throttle,
-    ) -> Self {
+    ) -> Result<Self, Problem> {
+        let mut wire = Wire::open(&relay.options, relay.outbox.epoch()).await?;
+        if !relay.options.downlink.is_empty() {
+            packet::subscribe(&mut wire.output, SUBSCRIBE, &relay.options.downlink);
+        }
+        relay.figures.connected.set(1);
+        relay.figures.connections.inc();
+        context.healthy(format!("connected to {}", relay.options.place()));
         let queue = Queue::new(&relay.outbox, progress);
-        Self {
+        Ok(Self {
             relay,
             context,
             handle,
             progress,
             throttle,
             queue,
-            handed: VecDeque::new(),
-            written: BTreeMap::new(),
+            wire,
+            open: BTreeMap::new(),
+            last_id: 0,
+            packer: None,
+            not_before: tokio::time::Instant::now(),
             saved: Instant::now(),
-        }
+        })
     }
 
-    pub async fn run(mut self) -> Ended {
-        let (options, epoch) = (self.relay.options.clone(), self.relay.outbox.epoch());
-        let client = match tokio::task::spawn_blocking(move || options.client(epoch)).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return failed(tasks::chain(&error), "mend the file that [relay.mqtt] names"),
-            Err(error) => return failed(error.to_string(), "please report this"),
-        };
-        // Room for everything that may be in flight: `try_publish` then never finds it full.
-        let room = self.window() + self.relay.options.downlink.len() + 2;
-        let (client, mut events) = AsyncClient::new(client, room);
-        events.network_options.set_connection_timeout(20);
-        match self.serve(&client, &mut events).await {
-            Ok(()) => {
-                let _ = client.try_disconnect(); // Gone already is as good.
-                let _ = tokio::time::timeout(Duration::from_secs(1), async {
-                    while !matches!(events.poll().await, Err(_) | Ok(Event::Outgoing(Outgoing::Disconnect))) {}
-                })
-                .await;
-                Ended::Stopped
-            }
-            Err(ended) => ended,
-        }
-    }
-
-    fn window(&self) -> usize {
-        match self.relay.options.mode {
-            Mode::Bridge => usize::from(self.relay.options.inflight),
-            Mode::Batch => BATCH_INFLIGHT.min(self.relay.options.inflight.into()),
-        }
-    }
-
-    async fn serve(&mut self, client: &AsyncClient, events: &mut EventLoop) -> Result<(), Ended> {
+    /// Relays until stopped, or until the connection ends.
+    pub async fn run(mut self) -> Result<(), Problem> {
         let mut durable = self.relay.outbox.durable();
-        let mut connected = false;
-        // Not before then: the bandwidth cap, or company for a batch.
-        let mut not_before = tokio::time::Instant::now();
+        let mut tick = tokio::time::interval(TICK);
         loop {
-            let free = self.window().saturating_sub(self.handed.len() + self.written.len());
-            let may_send = connected && free > 0 && self.queue.has_more();
+            // Before looking whether there are readings: what becomes durable afterwards wakes us.
             durable.mark_unchanged();
+            let (room, more) = (self.room(), self.queue.has_more());
+            if !more {
+                self.packer = None;
+            }
             tokio::select! {
                 biased;
-                () = self.context.stop.cancelled() => return Ok(()),
-                event = events.poll() => match event {
-                    Ok(event) => connected |= self.take(event, client)?,
-                    Err(error) => return Err(self.explain(&error)),
-                },
-                () = tokio::time::sleep_until(not_before), if may_send => {
-                    let wait = self.send(client, free).await?;
-                    not_before = tokio::time::Instant::now() + wait;
+                () = self.context.stop.cancelled() => return self.leave().await,
+                turned = self.wire.turn() => {
+                    turned.map_err(Problem::broke)?;
+                    self.take_all()?;
                 }
+                () = tokio::time::sleep_until(self.not_before), if room > 0 && more => self.send(room).await?,
                 // Nothing to send: wait for more.
-                _ = durable.changed(), if connected && free > 0 && !self.queue.has_more() => {
+                _ = durable.changed(), if room > 0 && !more => {
                     if self.relay.options.mode == Mode::Batch {
-                        not_before = not_before.max(tokio::time::Instant::now() + BATCH_LINGER);
+                        self.not_before = self.not_before.max(tokio::time::Instant::now() + BATCH_LINGER);
                     }
                 }
+                _ = tick.tick() => self.wire.keep_alive()?,
             }
         }
     }
 
-    /// Sends what there is, up to `free` messages; returns how long to wait before more.
-    async fn send(&mut self, client: &AsyncClient, free: usize) -> Result<Duration, Ended> {
+    /// Messages that may be sent now. There is no waiting for more acknowledgements so that more can be sent in one write:
+    /// Nagle's algorithm, which mosquitto leaves on, holds the second acknowledgement back until the first one's segment is
+    /// confirmed, by our next message at once or by our kernel after 40 ms.
+    fn room(&self) -> usize {
+        let options = &self.relay.options;
+        let window = match options.mode {
+            Mode::Bridge => usize::from(options.inflight),
+            Mode::Batch => BATCH_INFLIGHT.min(options.inflight.into()),
+        };
+        if self.wire.output.len() >= OUTPUT_BYTES { 0 } else { window.saturating_sub(self.open.len()) }
+    }
+
+    /// Sends what there is, up to `room` messages.
+    async fn send(&mut self, room: usize) -> Result<(), Problem> {
         let batch = self.relay.options.mode == Mode::Batch;
-        let (most, bytes) = if batch { (BATCH_READINGS, BATCH_BYTES) } else { (free, 64 << 10) };
-        let taken = self
-            .queue
-            .take(most, bytes, self.progress)
-            .await
-            .map_err(|error| failed(tasks::chain(&error), "look at the disk with `edge-agent doctor`"))?;
+        let (most, bytes) = if batch { (BATCH_READINGS, BATCH_BYTES) } else { (room, OUTPUT_BYTES) };
+        // At a low cap a quarter of a second's worth: an alarm need not wait for what was begun before it.
+        let cap = self.relay.options.bandwidth.map_or(bytes, |cap| usize::try_from(cap / 4).unwrap_or(bytes));
+        let taken = self.queue.take(most, bytes.min(cap).max(1)).await?;
         for missing in taken.missing {
             self.progress.add(missing);
         }
-        let options = &self.relay.options;
-        let mut wait = Duration::ZERO;
         if batch {
-            let clock = self.relay.outbox.clock();
-            let timed: Vec<_> = taken
-                .readings
-                .into_iter()
-                .map(|it| {
-                    let time = clock.correct(&it.stamp).time_us;
-                    (it, time)
-                })
-                .collect();
-            if let Some(message) = batch::encode(&options.board, self.relay.outbox.epoch(), &timed) {
-                let numbers = ranges(timed.iter().map(|(reading, _)| reading.seq));
-                wait = self.publish(client, options.batch_topic(), message.into(), numbers)?;
-            }
-            return Ok(wait);
+            return self.send_batch(taken.readings).map_err(Problem::Io);
         }
-        for reading in taken.readings {
-            let numbers = ranges(std::iter::once(reading.seq));
-            wait = wait.max(self.publish(client, options.map(&reading.topic), reading.payload, numbers)?);
-        }
-        Ok(wait)
+        self.send_each(&taken.readings);
+        Ok(())
     }
 
-    fn publish(
-        &mut self,
-        client: &AsyncClient,
-        topic: String,
-        payload: bytes::Bytes,
-        numbers: Vec<Range<u64>>,
-    ) -> Result<Duration, Ended> {
-        let qos = match self.relay.options.qos {
-            0 => QoS::AtMostOnce,
-            1 => QoS::AtLeastOnce,
-            _ => QoS::ExactlyOnce,
+    fn send_each(&mut self, readings: &[Reading]) {
+        let [prefix, slash] = self.relay.options.prefix();
+        for reading in readings {
+            self.publish(&[prefix, slash, &reading.topic], &reading.payload, Numbers::One(reading.seq));
+        }
+    }
+
+    fn send_batch(&mut self, readings: Vec<Reading>) -> io::Result<()> {
+        let options = &self.relay.options;
+        let clock = self.relay.outbox.clock();
+        let timed = |it: Reading| {
+            let time_us = clock.correct(&it.stamp).time_us;
+            (it, time_us)
         };
-        let bytes = topic.len() + payload.len() + 8;
+        let timed: Vec<_> = readings.into_iter().map(timed).collect();
+        if timed.is_empty() {
+            return Ok(());
+        }
+        let mut packer = self.packer.take().map_or_else(Packer::new, Ok)?;
+        let message = packer.pack(&options.board, self.relay.outbox.epoch(), &timed)?;
+        self.packer = Some(packer);
+        let numbers = Numbers::Many(ranges(timed.iter().map(|(reading, _)| reading.seq)));
+        let [prefix, slash] = options.prefix();
+        self.publish(&[prefix, slash, &options.board, "/batch"], &message, numbers);
+        Ok(())
+    }
+
+    fn publish(&mut self, topic: &[&str], payload: &[u8], numbers: Numbers) {
+        let before = self.wire.output.len();
+        let id = self.free_id();
+        packet::publish_to(&mut self.wire.output, self.relay.options.qos, id, topic, payload);
+        self.open.insert(id, numbers);
+        let bytes = self.wire.output.len() - before;
         self.relay.figures.sent_bytes.inc_by(bytes as u64);
-        // Vec is what the client takes; for a payload that is alone in its buffer this is no copy.
-        client
-            .try_publish(topic, qos, false, Vec::from(payload))
-            .map_err(|error| failed(error.to_string(), "it will be tried again"))?;
-        self.handed.push_back(numbers);
-        Ok(self.throttle.sent(bytes))
+        self.not_before = tokio::time::Instant::now() + self.throttle.sent(bytes);
     }
 
-    /// Deals with one event; `true` when the broker has let us in.
-    fn take(&mut self, event: Event, client: &AsyncClient) -> Result<bool, Ended> {
-        match event {
-            Event::Outgoing(Outgoing::Publish(id)) => {
-                let numbers = self.handed.pop_front().unwrap_or_default();
-                if self.relay.options.qos == 0 {
+    /// An identifier that no open message has; there are at most a thousand of those.
+    fn free_id(&mut self) -> u16 {
+        loop {
+            self.last_id = if self.last_id >= SUBSCRIBE - 1 { 1 } else { self.last_id + 1 };
+            if !self.open.contains_key(&self.last_id) {
+                return self.last_id;
+            }
+        }
+    }
+
+    /// Deals with all that came, and at QoS 0 with what was written.
+    fn take_all(&mut self) -> Result<(), Problem> {
+        while let Some(packet) = self.wire.next()? {
+            self.take(packet);
+        }
+        if self.relay.options.qos == 0 && self.wire.is_written() {
+            for numbers in std::mem::take(&mut self.open).into_values() {
+                self.acknowledged(numbers);
+            }
+        }
+        if self.saved.elapsed() >= SAVE_EVERY || (self.open.is_empty() && !self.queue.has_more()) {
+            self.save();
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, packet: Packet) {
+        let output = &mut self.wire.output;
+        match packet {
+            Packet::PubAck(id) | Packet::PubComp(id) => {
+                // An identifier that is not open is no harm: nothing is acknowledged by it.
+                if let Some(numbers) = self.open.remove(&id) {
                     self.acknowledged(numbers);
-                } else {
-                    self.written.insert(id, numbers);
                 }
             }
-            Event::Incoming(Incoming::PubAck(ack)) => self.done(ack.pkid),
-            Event::Incoming(Incoming::PubComp(ack)) => self.done(ack.pkid),
-            Event::Incoming(Incoming::Publish(publish)) => {
-                self.relay.router.publish(&Message {
-                    qos: publish.qos as u8,
-                    retain: publish.retain,
-                    ..Message::plain(publish.topic, publish.payload)
-                });
-            }
-            Event::Incoming(Incoming::ConnAck(_)) => {
-                for filter in &self.relay.options.downlink {
-                    client
-                        .try_subscribe(filter, QoS::AtLeastOnce)
-                        .map_err(|error| failed(error.to_string(), "it will be tried again"))?;
+            Packet::PubRec(id) => packet::acknowledge(output, packet::PUBREL, id),
+            Packet::PubRel(id) => packet::acknowledge(output, packet::PUBCOMP, id),
+            Packet::Publish(publish) => {
+                match publish.qos {
+                    0 => {}
+                    1 => packet::acknowledge(output, packet::PUBACK, publish.id),
+                    _ => packet::acknowledge(output, packet::PUBREC, publish.id),
                 }
-                self.relay.figures.connected.set(1);
-                self.relay.figures.connections.inc();
-                self.context.healthy(format!("connected to {}", self.place()));
-                return Ok(true);
+                self.downlink(publish);
             }
-            _ => {}
-        }
-        Ok(false)
-    }
-
-    fn done(&mut self, id: u16) {
-        if let Some(numbers) = self.written.remove(&id) {
-            self.acknowledged(numbers);
+            Packet::SubAck(codes) => self.subscribed(&codes),
+            Packet::ConnAck(_) | Packet::PingResp => {}
         }
     }
 
-    fn acknowledged(&mut self, numbers: Vec<Range<u64>>) {
-        for range in numbers {
+    /// To local subscribers, and only to them: it would otherwise go up again.
+    fn downlink(&self, publish: Publish) {
+        let Publish { topic, qos, retain, payload, size, .. } = publish;
+        let Some(payload) = payload else {
+            tracing::warn!(topic, size, "a message from the core is too large and was passed over");
+            return;
+        };
+        self.relay.router.publish(&Message { qos, retain, ..Message::plain(topic, payload) });
+    }
+
+    fn subscribed(&self, codes: &[u8]) {
+        let filters = self.relay.options.downlink.iter().zip(codes);
+        let refused: Vec<_> = filters.filter(|(_, code)| **code > 2).map(|(filter, _)| filter.as_str()).collect();
+        if !refused.is_empty() {
+            let problem = format!("{} refuses the downlink topics {}", self.relay.options.place(), refused.join(", "));
+            self.context.degraded(problem, "readings are sent; let the board read these topics in the broker's rules");
+        }
+    }
+
+    fn acknowledged(&mut self, numbers: Numbers) {
+        let ranges = match numbers {
+            Numbers::One(seq) => {
+                self.relay.figures.acknowledged.inc();
+                return self.progress.add(seq..seq + 1);
+            }
+            Numbers::Many(ranges) => ranges,
+        };
+        for range in ranges {
             self.relay.figures.acknowledged.inc_by(range.end - range.start);
             self.progress.add(range);
         }
-        if self.saved.elapsed() >= SAVE_EVERY || !self.queue.has_more() {
-            save(self.handle, self.progress);
-            self.saved = Instant::now();
-        }
     }
 
-    /// The broker without secrets.
-    fn place(&self) -> String {
-        let url = &self.relay.options.url;
-        format!(
-            "{}:{}",
-            url.host_str().unwrap_or_default(),
-            url.port().map_or_else(|| "default port".into(), |it| it.to_string())
-        )
+    fn save(&mut self) {
+        save(self.handle, self.progress);
+        self.saved = Instant::now();
     }
 
-    /// What went wrong, and what to do.
-    fn explain(&self, error: &ConnectionError) -> Ended {
-        let text = tasks::chain(error);
-        let lower = text.to_lowercase();
-        let remedy = match error {
-            ConnectionError::ConnectionRefused(ConnectReturnCode::BadUserNamePassword) => {
-                "check relay.mqtt.username and password"
+    /// Says good-bye, after what is under way.
+    async fn leave(mut self) -> Result<(), Problem> {
+        let farewell = async {
+            while !self.open.is_empty() {
+                self.wire.turn().await.map_err(Problem::broke)?;
+                self.take_all()?;
             }
-            ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized) => {
-                "the broker does not let this board in: check its user, certificate and the broker's rules"
+            self.wire.output.extend_from_slice(&packet::DISCONNECT);
+            while !self.wire.is_written() {
+                self.wire.turn().await.map_err(Problem::broke)?;
             }
-            _ if lower.contains("unknownissuer") => {
-                "the broker's certificate is of an unknown CA: set relay.mqtt.ca_file"
-            }
-            _ if lower.contains("expired") => "a certificate has run out: renew it, and check the board's clock",
-            _ if lower.contains("notvalidyet") => "the board's clock is behind: see `edge-agent doctor`",
-            _ if lower.contains("notvalidforname") => "the broker's certificate has another name: check relay.mqtt.url",
-            _ if lower.contains("certificate") || lower.contains("alert") => {
-                "check relay.mqtt.cert_file, key_file and ca_file"
-            }
-            _ => "readings are kept; it will be tried again",
+            Ok::<_, Problem>(())
         };
-        failed(format!("{}: {text}", self.place()), remedy)
+        // What was not acknowledged is sent again after the next start; a broker that is gone misses no good-bye.
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        Ok(())
     }
-}
-
-fn failed(problem: impl Into<String>, remedy: &str) -> Ended {
-    Ended::Failed { problem: problem.into(), remedy: remedy.to_owned() }
 }
 
 /// Ascending numbers as ranges.

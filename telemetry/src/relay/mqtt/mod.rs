@@ -3,14 +3,20 @@
 //! Always true: at least once. Progress moves with the broker's PUBACK (PUBCOMP at QoS 2). When a connection breaks,
 //! everything not acknowledged is sent again on the next one.
 //!
-//! Order: urgent readings first, then fresh ones, then history. "Fresh" begins where the outbox ended when the connection
-//! was made with a backlog; without a backlog there is one stream in order.
+//! Order: urgent readings first, then fresh ones, then history. "Fresh" begins where the outbox ended when the backlog
+//! became large; without a backlog there is one stream in order.
+//!
+//! A client of its own rather than `rumqttc`'s: that one loses a packet when its `poll` is dropped while the network is
+//! slow, writes and wakes once for each message, and cannot pass over a message that is too large.
 
 mod batch;
 mod link;
 mod options;
+mod packet;
+mod problem;
 mod progress;
 mod queue;
+mod wire;
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +31,7 @@ use crate::{
     router::Router,
     throttle::Throttle,
 };
-use link::{Ended, Link};
+use link::Link;
 pub use options::{ConfigError, Mode, Options, Secret};
 use progress::Progress;
 
@@ -62,7 +68,11 @@ impl Relay {
                 figures.connected.clone(),
             );
             registry.register("relay_mqtt_acknowledged", "Readings acknowledged", figures.acknowledged.clone());
-            registry.register("relay_mqtt_sent_bytes", "Payload sent, after compression", figures.sent_bytes.clone());
+            registry.register(
+                "relay_mqtt_sent_bytes",
+                "Bytes sent, after compression and before TLS",
+                figures.sent_bytes.clone(),
+            );
             registry.register("relay_mqtt_connections", "Connections made", figures.connections.clone());
         });
         drop(outbox.relay(NAME));
@@ -78,11 +88,18 @@ impl Relay {
         let mut tries = 0;
         while !context.stop.is_cancelled() {
             let begun = Instant::now();
-            let ended = Link::new(&self, &context, &handle, &mut progress, &throttle).run().await;
+            let link = Link::open(&self, &context, &handle, &mut progress, &throttle);
+            let ended = tokio::select! {
+                () = context.stop.cancelled() => break,
+                link = link => match link {
+                    Ok(link) => link.run().await,
+                    Err(problem) => Err(problem),
+                },
+            };
             self.figures.connected.set(0);
             save(&handle, &progress);
-            let Ended::Failed { problem, remedy } = ended else { break };
-            context.degraded(problem, remedy);
+            let Err(problem) = ended else { break };
+            context.degraded(format!("{}: {problem}", self.options.place()), problem.remedy());
             tries = if begun.elapsed() > Duration::from_secs(60) { 1 } else { tries + 1 };
             tokio::select! {
                 () = tokio::time::sleep(backoff(tries, Duration::from_millis(500), Duration::from_secs(120))) => {}

@@ -1,7 +1,8 @@
 //! How the MQTT relay is set up, checked.
 
+use std::sync::Arc;
+
 use board::tls::{self, ClientFiles};
-use rumqttc::{MqttOptions, TlsConfiguration, Transport};
 use url::Url;
 
 use crate::topic;
@@ -80,39 +81,43 @@ impl Options {
         if self.inflight == 0 || self.inflight > 1000 {
             return wrong("inflight", "from 1 to 1000");
         }
+        let login = [self.username.as_deref(), self.password.as_ref().map(|password| password.0.as_str())];
+        if login.into_iter().flatten().any(|text| text.len() > 1024) {
+            return wrong("password", "it and username have at most 1024 bytes each");
+        }
+        if self.password.is_some() && self.username.is_none() {
+            return wrong("password", "needs username: MQTT 3.1.1 has no password without one");
+        }
         match self.downlink.iter().find(|filter| topic::check_filter(filter).is_err()) {
             Some(_) => wrong("downlink", "holds an invalid topic filter"),
             None => Ok(()),
         }
     }
 
-    /// For a new connection: certificate files are read now, so a renewed one counts. Blocking, short.
-    pub(super) fn client(&self, epoch: u64) -> Result<MqttOptions, tls::TlsError> {
+    /// For a new connection: files are read now. Blocking, short.
+    pub(super) fn tls_config(&self) -> Result<Option<Arc<rustls::ClientConfig>>, tls::TlsError> {
+        if self.url.scheme() == "mqtts" { tls::client(&self.tls).map(Some) } else { Ok(None) }
+    }
+
+    /// Host and port.
+    pub(super) fn address(&self) -> (String, u16) {
         let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let secure = self.url.scheme() == "mqtts";
-        let port = self.url.port().unwrap_or(if secure { 8883 } else { 1883 });
-        let mut options = MqttOptions::new(format!("edge-agent-{}-{epoch}", self.board), host, port);
-        options.set_keep_alive(std::time::Duration::from_secs(30));
-        options.set_clean_session(true);
-        options.set_inflight(self.inflight);
-        options.set_max_packet_size(256 << 10, 4 << 20);
-        if let Some(name) = &self.username {
-            options.set_credentials(name, self.password.as_ref().map_or("", |password| &password.0));
-        }
-        if secure {
-            let config = tls::client(&self.tls)?;
-            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)));
-        }
-        Ok(options)
+        (host, self.url.port().unwrap_or(if self.url.scheme() == "mqtts" { 8883 } else { 1883 }))
     }
 
-    /// The core's topic for a reading's topic.
-    pub(super) fn map(&self, topic: &str) -> String {
-        if self.prefix.is_empty() { topic.to_owned() } else { format!("{}/{topic}", self.prefix) }
+    /// The broker, for people.
+    pub(super) fn place(&self) -> String {
+        let (host, port) = self.address();
+        format!("{host}:{port}")
     }
 
-    /// The core's topic for batches.
-    pub(super) fn batch_topic(&self) -> String {
-        self.map(&format!("{}/batch", self.board))
+    /// User name and password.
+    pub(super) fn login(&self) -> Option<(&str, Option<&str>)> {
+        Some((self.username.as_deref()?, self.password.as_ref().map(|password| password.0.as_str())))
+    }
+
+    /// What stands before a reading's topic at the core.
+    pub(super) fn prefix(&self) -> [&str; 2] {
+        [&self.prefix, if self.prefix.is_empty() { "" } else { "/" }]
     }
 }

@@ -6,8 +6,10 @@ use std::ops::Range;
 
 use crate::reading::{push_varint, take_varint};
 
-/// Ranges remembered; beyond that the last are forgotten, and sent again.
-const MAX_RANGES: usize = 128;
+/// Ranges remembered; beyond that the shortest is forgotten, and sent again.
+const MAX_RANGES: usize = 4096;
+/// Ranges saved, the longest: a checkpoint has room for 4 KiB.
+const MAX_SAVED: usize = 128;
 
 /// Acknowledged numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,36 +30,53 @@ impl Progress {
     }
 
     pub fn has(&self, seq: u64) -> bool {
-        seq < self.below || self.above.iter().any(|range| range.contains(&seq))
+        self.next_missing(seq) > seq
+    }
+
+    /// The first number from `seq` on that is not acknowledged.
+    pub fn next_missing(&self, seq: u64) -> u64 {
+        if seq < self.below {
+            return self.below;
+        }
+        let at = self.above.partition_point(|it| it.end <= seq);
+        self.above.get(at).filter(|it| it.start <= seq).map_or(seq, |it| it.end)
     }
 
     /// Adds acknowledged (or missing) numbers.
     pub fn add(&mut self, range: Range<u64>) {
-        if range.is_empty() {
+        if range.is_empty() || range.end <= self.below {
             return;
         }
-        let mut range = range;
-        self.above.retain(|it| {
-            let touches = it.start <= range.end && range.start <= it.end;
-            if touches {
-                range = range.start.min(it.start)..range.end.max(it.end);
-            }
-            !touches
-        });
-        let at = self.above.partition_point(|it| it.start < range.start);
-        self.above.insert(at, range);
-        while let Some(first) = self.above.first().filter(|first| first.start <= self.below) {
-            self.below = self.below.max(first.end);
-            self.above.remove(0);
+        // Those that touch the new one become one with it.
+        let from = self.above.partition_point(|it| it.end < range.start);
+        let to = self.above.partition_point(|it| it.start <= range.end);
+        let start = self.above[from..to].first().map_or(range.start, |it| it.start.min(range.start));
+        let end = self.above[from..to].last().map_or(range.end, |it| it.end.max(range.end));
+        if start <= self.below {
+            self.below = end;
+            self.above.drain(from..to);
+        } else {
+            self.above.splice(from..to, std::iter::once(start..end));
         }
-        self.above.truncate(MAX_RANGES);
+        if self.above.len() > MAX_RANGES {
+            let shortest = self.above.iter().enumerate().min_by_key(|(_, it)| it.end - it.start);
+            if let Some(at) = shortest.map(|(at, _)| at) {
+                self.above.remove(at);
+            }
+        }
     }
 
     /// For the checkpoint; `below` is kept beside it.
     pub fn encode(&self) -> Vec<u8> {
+        let mut saved: Vec<&Range<u64>> = self.above.iter().collect();
+        if saved.len() > MAX_SAVED {
+            saved.sort_unstable_by_key(|it| std::cmp::Reverse(it.end - it.start));
+            saved.truncate(MAX_SAVED);
+            saved.sort_unstable_by_key(|it| it.start);
+        }
         let mut out = Vec::new();
         let mut last = self.below;
-        for range in &self.above {
+        for range in saved {
             push_varint(&mut out, range.start - last);
             push_varint(&mut out, range.end - range.start);
             last = range.end;
@@ -110,10 +129,15 @@ mod tests {
     #[test]
     fn forgetting_ranges_only_repeats() {
         let mut progress = Progress::new(1);
-        for n in 0..1000 {
+        // What came fresh, then alarms here and there in a long history.
+        progress.add(1_000_000..1_000_500);
+        for n in 0..10_000 {
             progress.add(10 + n * 2..11 + n * 2);
         }
-        assert!(progress.has(10) && !progress.has(10 + 2 * 999));
+        assert!(progress.has(1_000_400) && !progress.has(11));
         assert!(progress.encode().len() < 4000);
+        let saved = Progress::decode(progress.below(), &progress.encode());
+        assert!(saved.has(1_000_400), "the longest range is worth the most");
+        assert!((1..30_000).all(|seq| progress.has(seq) || !saved.has(seq)));
     }
 }
