@@ -153,9 +153,8 @@ async fn accept(shared: &Shared, topic: Result<Path<String>, PathRejection>, req
 
 fn checked(topic: Result<Path<String>, PathRejection>) -> Result<String, Refused> {
     let bad = |error: String, hint| Err(Refused(StatusCode::BAD_REQUEST, error, hint));
-    let topic = match topic {
-        Ok(Path(topic)) => topic,
-        Err(_) => return bad("the topic is not UTF-8".to_owned(), NAME_A_TOPIC),
+    let Ok(Path(topic)) = topic else {
+        return bad("the topic is not UTF-8".to_owned(), NAME_A_TOPIC);
     };
     if let Err(error) = topic::check_name(&topic) {
         return bad(error.to_string(), NAME_A_TOPIC);
