@@ -14,6 +14,8 @@ pub struct Certificates {
     pub ca: PathBuf,
     /// Server certificate and key.
     pub server: (PathBuf, PathBuf),
+    /// Server certificate that has run out, and key.
+    pub expired: (PathBuf, PathBuf),
     /// Client certificate and key.
     pub client: (PathBuf, PathBuf),
 }
@@ -32,6 +34,9 @@ impl Certificates {
         let issuer = Issuer::new(params, key);
         let leaf = |name: &str, names: Vec<String>, purpose| -> Result<(PathBuf, PathBuf)> {
             let mut params = CertificateParams::new(names)?;
+            if name == "expired" {
+                params.not_after = rcgen::date_time_ymd(2026, 1, 1);
+            }
             params.distinguished_name.push(rcgen::DnType::CommonName, name);
             params.extended_key_usages = vec![purpose];
             let key = KeyPair::generate()?;
@@ -40,8 +45,10 @@ impl Certificates {
             fs::write(&key_file, key.serialize_pem())?;
             Ok((cert_file, key_file))
         };
-        let server = leaf("server", vec!["localhost".into(), "127.0.0.1".into()], ExtendedKeyUsagePurpose::ServerAuth)?;
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let server = leaf("server", names.clone(), ExtendedKeyUsagePurpose::ServerAuth)?;
+        let expired = leaf("expired", names, ExtendedKeyUsagePurpose::ServerAuth)?;
         let client = leaf("board-1", Vec::new(), ExtendedKeyUsagePurpose::ClientAuth)?;
-        Ok(Self { ca, server, client })
+        Ok(Self { ca, server, expired, client })
     }
 }
