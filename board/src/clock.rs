@@ -243,6 +243,7 @@ impl Clock {
     /// Watches the system's clock, and saves what is known: when it was set, at most once an hour else, and at the end.
     pub async fn run(self, context: Context) -> io::Result<()> {
         let mut saved: Option<(tokio::time::Instant, i64)> = None;
+        let mut changes = self.changes();
         loop {
             let trusted = self.look();
             let offset = self.offset().unwrap_or_default();
@@ -260,6 +261,8 @@ impl Clock {
             });
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
+                // A server has told the time: whoever reads the store beside us wants to know it, too.
+                _ = changes.changed() => {}
                 () = context.stop.cancelled() => break,
             }
         }

@@ -16,6 +16,7 @@ pub struct Agent {
     dir: PathBuf,
     data: PathBuf,
     config: PathBuf,
+    env: Vec<(String, String)>,
     /// Port of the MQTT listener.
     pub mqtt: u16,
     /// Port of the HTTP server.
@@ -54,7 +55,20 @@ impl Agent {
             run.display()
         );
         fs::write(&config, text)?;
-        Ok(Self { dir: dir.to_owned(), data, config, mqtt, http, child: None })
+        Ok(Self { dir: dir.to_owned(), data, config, env: Vec::new(), mqtt, http, child: None })
+    }
+
+    /// Gives it a variable, and to every command.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Changes its configuration, from its next start on.
+    pub fn reconfigure(&self, change: impl FnOnce(&str) -> String) -> Result<()> {
+        let text = fs::read_to_string(&self.config)?;
+        Ok(fs::write(&self.config, change(&text))?)
     }
 
     /// Adds lines to its `[mqtt]`; for an agent that does not run.
@@ -65,7 +79,7 @@ impl Agent {
     }
 
     /// Takes the place of all that `new` was given; for an agent that does not run.
-    pub fn reconfigure(&self, more: &str) -> Result<()> {
+    pub fn configure_anew(&self, more: &str) -> Result<()> {
         let text = fs::read_to_string(&self.config)?;
         let (begin, _) = text.split_once("enabled = false\n").context("not a configuration of `new`")?;
         Ok(fs::write(&self.config, format!("{begin}enabled = false\n{more}"))?)
@@ -92,6 +106,7 @@ impl Agent {
             .arg("--config")
             .arg(&self.config)
             .arg("run")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -124,7 +139,9 @@ impl Agent {
 
     /// Runs a command of the same binary with the same configuration.
     pub fn command(&self, args: &[&str]) -> Result<Output> {
-        Ok(Command::new(binary()?).arg("--config").arg(&self.config).args(args).stdin(Stdio::null()).output()?)
+        let mut command = Command::new(binary()?);
+        command.arg("--config").arg(&self.config).args(args).stdin(Stdio::null());
+        Ok(command.envs(self.env.iter().map(|(name, value)| (name, value))).output()?)
     }
 
     /// `status --json`.
@@ -194,6 +211,11 @@ impl Agent {
     /// Where its data are.
     pub fn data(&self) -> &Path {
         &self.data
+    }
+
+    /// All of its log.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
     }
 
     /// The end of its log.

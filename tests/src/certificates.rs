@@ -16,6 +16,8 @@ pub struct Certificates {
     pub ca: PathBuf,
     /// Server certificate and key.
     pub server: (PathBuf, PathBuf),
+    /// Server certificate that has run out, and key.
+    pub expired: (PathBuf, PathBuf),
     /// Client certificate and key.
     pub client: (PathBuf, PathBuf),
 }
@@ -32,8 +34,16 @@ impl Certificates {
         let ca = dir.join("ca.pem");
         fs::write(&ca, params.self_signed(&key)?.pem())?;
         let issuer = Issuer::new(params, key);
-        let mut it = Self { dir: dir.to_owned(), issuer, ca, server: Default::default(), client: Default::default() };
+        let mut it = Self {
+            dir: dir.to_owned(),
+            issuer,
+            ca,
+            server: Default::default(),
+            expired: Default::default(),
+            client: Default::default(),
+        };
         it.server = it.issue_server("server", &["localhost", "127.0.0.1"], false)?;
+        it.expired = it.issue_server("expired", &["localhost", "127.0.0.1"], true)?;
         it.client = it.issue_client("board-1", false)?;
         Ok(it)
     }

@@ -8,6 +8,7 @@ mod disk;
 mod publisher;
 pub mod raw;
 mod servers;
+pub mod wall_clock;
 pub mod written;
 
 pub use agent::Agent;
@@ -15,7 +16,8 @@ pub use certificates::Certificates;
 pub use disk::Disk;
 pub use publisher::Publisher;
 pub use raw::Raw;
-pub use servers::{Ceph, Heard, Mosquitto, python, python_program};
+pub use servers::{Ceph, Forwarder, Heard, Mosquitto, python, python_program};
+pub use wall_clock::WallClock;
 
 use std::{
     net::TcpListener,

@@ -176,7 +176,9 @@ impl Ceph {
     fn begin(mut it: Self) -> Result<Self> {
         // Temporary keys: the key that seals them has 16 characters.
         let sts = "[client.rgw]\nrgw_sts_key = sixteen-bytes-16\nrgw_s3_auth_use_sts = true\n";
-        fs::write(it.dir.with_extension("conf"), sts)?;
+        // With them, Ceph calls every wrong key AccessDenied: the cluster with TLS goes without.
+        let more = if it.settings.is_empty() { sts } else { "" };
+        fs::write(it.dir.with_extension("conf"), more)?;
         it.script("start")?;
         let settings = it.script("env")?;
         it.env = settings.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
@@ -223,6 +225,53 @@ impl Ceph {
 impl Drop for Ceph {
     fn drop(&mut self) {
         let _ = self.script("purge"); // The folder is temporary; processes end with their folder's script or not at all.
+    }
+}
+
+/// A port of its own that leads to another one of this machine, with TLS if told so, or with no way back for answers.
+pub struct Forwarder(Child);
+
+const FORWARDER: &str = r"
+import socket, ssl, sys, threading
+port, target, answers, cert, key = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == 'answers', sys.argv[4], sys.argv[5]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if cert else None
+if cert: context.load_cert_chain(cert, key)
+def pump(a, b):
+    try:
+        while data := a.recv(65536):
+            if b: b.sendall(data)
+        if b: b.shutdown(socket.SHUT_RDWR)
+    except OSError: pass
+def serve(client):
+    try:
+        if context: client = context.wrap_socket(client, server_side=True)
+        server = socket.create_connection(('127.0.0.1', target))
+    except OSError: return
+    threading.Thread(target=pump, args=(client, server), daemon=True).start()
+    pump(server, client if answers else None)
+listener = socket.create_server(('127.0.0.1', port))
+while True: threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+";
+
+impl Forwarder {
+    /// Starts it; with a certificate and its key it speaks TLS.
+    pub fn start(port: u16, target: u16, answers: bool, tls: Option<&(PathBuf, PathBuf)>) -> Result<Self> {
+        let answers = if answers { "answers" } else { "none" };
+        let (cert, key) = tls.cloned().unwrap_or_default();
+        let mut command = python_program(FORWARDER, &BTreeMap::new());
+        command.args([&port.to_string(), &target.to_string(), answers]).arg(cert).arg(key);
+        let it = Self(command.stderr(Stdio::null()).spawn().context("python does not start: run `cargo xtask setup`")?);
+        wait_until("the forwarder listens", Duration::from_secs(20), || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        })?;
+        Ok(it)
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // It may be gone already.
+        let _ = self.0.wait();
     }
 }
 

@@ -95,7 +95,7 @@ fn case(
     mend(&mut scene)?;
     if restarts {
         agent.stop(PATIENCE)?;
-        agent.reconfigure(&scene.configuration())?;
+        agent.configure_anew(&scene.configuration())?;
         agent.start()?;
     }
     agent.drained(PATIENCE)?;
@@ -299,7 +299,7 @@ fn segments_go_when_both_relays_have_them() -> Result<()> {
     ensure!(first(&agent)? == before && waits(&agent, "s3")? >= 100, "{:?}", agent.status());
     // And is configured no more.
     agent.stop(PATIENCE)?;
-    agent.reconfigure(&mqtt)?;
+    agent.configure_anew(&mqtt)?;
     agent.start()?;
     wait_until("segments go", PATIENCE, || first(&agent).is_ok_and(|it| it > before + 50))
 }

@@ -17,6 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/sbin/mkfs.ext4", "e2fsprogs"),
     ("/usr/bin/curl", "curl"),
     ("/usr/bin/openssl", "openssl"),
+    ("/usr/bin/cc", "gcc"),
     ("/usr/share/doc/rustc-web", "rustc-web"),
     ("/usr/share/doc/cargo-web", "cargo-web"),
     ("/usr/share/doc/rust-web-src", "rust-web-src"),
@@ -31,6 +32,7 @@ const PYTHON: &[&str] = &[
     "duckdb",
     "cbor2",
     "zstandard",
+    "prometheus-client",
     "ziglang",
     "cargo-zigbuild",
 ];

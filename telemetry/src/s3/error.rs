@@ -78,7 +78,8 @@ impl S3Error {
             Self::Unreachable { problem, .. } => {
                 let problem = problem.to_lowercase();
                 match () {
-                    () if problem.contains("unknownissuer") => {
+                    // A CA that was made anew under its old name gives a bad signature.
+                    () if problem.contains("unknownissuer") || problem.contains("badsignature") => {
                         "the server's certificate is of an unknown CA: put that CA into relay.s3.ca_file"
                     }
                     () if problem.contains("expired") || problem.contains("not valid yet") => {
@@ -93,7 +94,8 @@ impl S3Error {
                 "SignatureDoesNotMatch" => "check relay.s3.secret_access_key",
                 "RequestTimeTooSkewed" => "the board's clock is wrong: see `edge-agent doctor`",
                 "NoSuchBucket" => "create the bucket, or correct relay.s3.bucket",
-                "AccessDenied" => "these keys may not write to this bucket: check its policy",
+                // Ceph with temporary keys switched on says this of wrong keys, too.
+                "AccessDenied" => "check the keys of relay.s3, and that they may write to this bucket",
                 "ExpiredToken" => "the temporary credentials have run out: renew them",
                 _ => "readings are kept; it will be tried again",
             },
