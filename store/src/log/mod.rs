@@ -11,6 +11,7 @@
 
 mod block;
 mod committer;
+mod end;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod reader;
@@ -23,7 +24,7 @@ mod tests;
 use std::{
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -180,6 +181,7 @@ impl Log {
         };
         let at = scan.end_at;
         let shared = Arc::new(Shared::new(options, files, scan));
+        shared.skip_to(end::read(dir).unwrap_or(0));
         let committer = Committer::new(shared.clone(), active, at);
         let prefill = shared.clone();
         let threads = [
@@ -301,7 +303,14 @@ impl Log {
 
     /// Commits what waits and ends the log's threads. Blocking. Later appends answer `Closed`.
     pub fn close(&self) {
+        let was_open = !self.shared.closing.load(Ordering::Acquire);
         self.shared.close();
+        if was_open {
+            let dir = self.shared.files().dir().to_owned();
+            if let Err(error) = end::write(&dir, self.stats().next) {
+                tracing::warn!(%error, log = %dir.display(), "cannot write down where the log ends; nothing is lost by that");
+            }
+        }
     }
 }
 

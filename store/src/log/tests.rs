@@ -184,6 +184,11 @@ fn small_log() -> (tempfile::TempDir, PathBuf, u64, Vec<Vec<u8>>) {
     (dir, newest, used, bodies)
 }
 
+/// A clean stop leaves word of where the log ended; a crash does not.
+fn crashed(dir: &tempfile::TempDir) {
+    let _ = std::fs::remove_file(dir.path().join("log/end")); // Only a log that was closed has one.
+}
+
 /// Power can fail at any byte, so try every byte instead of a lucky one.
 #[test]
 fn any_cut_recovers_whole_commits_and_nothing_else() {
@@ -194,6 +199,7 @@ fn any_cut_recovers_whole_commits_and_nothing_else() {
         let mut bytes = whole.clone();
         bytes[cut..].fill(0);
         std::fs::write(&newest, &bytes).unwrap();
+        crashed(&dir);
         let (log, recovery) = Log::open(&dir.path().join("log"), options()).unwrap();
         assert_eq!(recovery.lost, [], "cut at {cut}");
         let (all, _) = read_all(&log, 1);
@@ -224,6 +230,7 @@ fn any_flipped_byte_costs_at_most_its_commit() {
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+        crashed(&dir);
         let log = Log::open_read_only(&dir.path().join("log")).unwrap();
         let (all, _) = read_all(&log, 1);
         assert!(all.len() >= 6, "byte {at}: {} of 9 left", all.len());
@@ -356,4 +363,24 @@ proptest! {
         prop_assert_eq!(all, model.split_off(&trimmed));
         prop_assert_eq!(log.checkpointed("it"), kept);
     }
+}
+
+#[test]
+fn a_last_commit_damaged_after_a_clean_stop_does_not_give_its_numbers_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    append(&log, vec![record("first")]);
+    append(&log, vec![record("last")]);
+    log.close();
+    let segment = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let segment = segment.into_iter().find(|path| path.extension().is_some_and(|it| it == "seg")).unwrap();
+    let bytes = std::fs::read(&segment).unwrap();
+    let at = bytes.windows(4).position(|window| window == b"last").unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&segment).unwrap();
+    file.write_all_at(b"L", at as u64).unwrap();
+    let (log, _) = Log::open(dir.path(), options()).unwrap();
+    assert_eq!(append(&log, vec![record("next")]), 3..4);
+    let (all, missing) = read_all(&log, 1);
+    assert_eq!(all.into_keys().collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(missing.first(), Some(&(2..3)));
 }

@@ -19,6 +19,7 @@ use std::{
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -32,6 +33,8 @@ use committer::{Committer, Job};
 const SEGMENT_BYTES: usize = 1 << 20;
 /// sled's cache does not bound its memory, but a small one keeps it small here.
 const CACHE_BYTES: u64 = 1 << 20;
+/// Times that a locked database is tried again, 50 ms apart.
+const LOCK_TRIES: u32 = 100;
 /// Damaged databases kept for a look.
 const MAX_SET_ASIDE: usize = 3;
 
@@ -225,7 +228,18 @@ fn db_error(error: sled::Error) -> StateError {
     StateError::Db(error.to_string())
 }
 
+/// Opens; waits where the file is still locked, which is no damage: a former handle's threads may be about to end.
 fn try_open(dir: &Path) -> Result<sled::Db, String> {
+    for _ in 0..LOCK_TRIES {
+        match open_once(dir) {
+            Err(problem) if problem.contains("could not acquire lock") => std::thread::sleep(Duration::from_millis(50)),
+            other => return other,
+        }
+    }
+    open_once(dir)
+}
+
+fn open_once(dir: &Path) -> Result<sled::Db, String> {
     let config = sled::Config::default()
         .path(dir)
         .segment_size(SEGMENT_BYTES)
