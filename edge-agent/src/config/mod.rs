@@ -78,7 +78,7 @@ impl Sources {
             // Syntax errors of TOML have a line; figment would lose it.
             toml::from_str::<toml::Table>(&text).map_err(|error| {
                 let line = error.span().map_or(1, |span| line_at(&text, span.start));
-                ConfigError::new(format!("{}:{line}", path.display()), error.message())
+                ConfigError::new(format!("{}:{line}", path.display()), error.message().replace('\n', ", "))
             })?;
             figment = figment.merge(Toml::file_exact(path));
         }
