@@ -39,7 +39,7 @@ impl S3 {
             .no_proxy()
             .connect_timeout(Duration::from_secs(20))
             .read_timeout(Duration::from_secs(60))
-            .pool_max_idle_per_host(1)
+            .pool_max_idle_per_host(3)
             .pool_idle_timeout(Duration::from_secs(30))
             .redirect(reqwest::redirect::Policy::none())
             .tls_backend_preconfigured((*tls::client(&options.tls)?).clone())

@@ -1,8 +1,8 @@
 //! Large files to S3: what lies in the spool directory is sent, part by part, and then removed.
 //!
-//! Always true: the name of the object and every finished part are in the state before the next part begins, so a crash or
-//! a power cut costs at most one part; no more than a few pieces of a part are in memory; a file is removed only after the
-//! server's checksum of the whole object is that of what was sent.
+//! Always true: the name of the object is in the state before its first part is sent, and each finished part before more
+//! are begun, so a crash or a power cut costs at most the three parts under way; no more than a few pieces of each are in
+//! memory; a file is removed only after the server's checksum of the whole object is that of what was sent.
 //!
 //! Elsewhere: which files are ready (`spool`), one file's way (`transfer`), requests (`s3`).
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, stream::FuturesOrdered};
 use rustix::fs::OFlags;
 use store::state::{Batch, Entity};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -20,7 +20,9 @@ use crate::{
 use board::tasks::Context;
 
 /// Read and sent at once.
-const PIECE: usize = 128 << 10;
+const PIECE: usize = 256 << 10;
+/// Parts on their way at the same time.
+const AT_ONCE: usize = 3;
 /// What S3 allows.
 const MAX_PARTS: u64 = 10_000;
 /// Other names that are tried where an object is there already.
@@ -144,22 +146,33 @@ impl Uploads {
         s3: &S3,
         context: &Context,
     ) -> Result<(), UploadError> {
+        let mut next = upload.etags.len() as u64;
+        let (object, id, part_bytes) = (upload.object.clone(), upload.id.clone(), upload.part_bytes);
+        // The server finishes one part while others are on their way; they are written down in order.
+        let mut under_way = FuturesOrdered::new();
         while (upload.etags.len() as u64) < upload.parts() {
-            let done = upload.etags.len() as u64;
-            let offset = done * upload.part_bytes;
-            let length = upload.part_bytes.min(file.seen.size - offset);
-            let body = pieces(open(file).await?, offset, length, self.options.throttle.clone());
-            let number = u16::try_from(done + 1).unwrap_or(u16::MAX);
-            let part = Part { name: &upload.object, upload_id: &upload.id, number, length };
-            let etag = tokio::select! {
-                sent = s3.send_part(part, body) => sent?,
+            while under_way.len() < AT_ONCE && next < upload.parts() {
+                let offset = next * part_bytes;
+                let length = part_bytes.min(file.seen.size - offset);
+                let number = u16::try_from(next + 1).unwrap_or(u16::MAX);
+                let part = Part { name: &object, upload_id: &id, number, length };
+                let throttle = self.options.throttle.clone();
+                under_way.push_back(async move {
+                    let body = pieces(open(file).await?, offset, length, throttle);
+                    Ok::<_, UploadError>((s3.send_part(part, body).await?, offset + length, length))
+                });
+                next += 1;
+            }
+            let sent = tokio::select! {
+                sent = under_way.next() => sent,
                 () = context.stop.cancelled() => return Err(UploadError::Stopped),
             };
+            let Some((etag, end, length)) = sent.transpose()? else { break };
             upload.etags.push(etag);
             self.save(upload).await?;
             self.figures.parts.inc();
             self.figures.bytes.inc_by(length);
-            self.stand(|it| it.done = offset + length);
+            self.stand(|it| it.done = end);
         }
         // What was sent is one content of the file, or it is sent again.
         open(file).await?;
