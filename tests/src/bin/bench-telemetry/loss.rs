@@ -70,7 +70,7 @@ fn load_until_killed(port: u16, kill: impl FnOnce() -> Result<()>) -> Result<Vec
     Ok(publishers.into_iter().flat_map(Publisher::stop).collect())
 }
 
-/// Until the core has heard nothing new for three seconds.
+/// Until the core has heard nothing new for five seconds; a bridge may take a minute to return before it hears anything.
 fn settle(core: &Mosquitto) -> Result<()> {
     let mut last = (0, std::time::Instant::now());
     wait_until("the core has heard everything", Duration::from_secs(120), || {
@@ -78,6 +78,6 @@ fn settle(core: &Mosquitto) -> Result<()> {
         if heard != last.0 {
             last = (heard, std::time::Instant::now());
         }
-        last.1.elapsed() > Duration::from_secs(5)
+        last.1.elapsed() > Duration::from_secs(if heard == 0 { 60 } else { 5 })
     })
 }
