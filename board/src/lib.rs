@@ -8,4 +8,5 @@ pub mod identity;
 pub mod metrics;
 pub mod sys;
 pub mod tasks;
+pub mod throttle;
 pub mod tls;

@@ -15,6 +15,5 @@ pub mod relay;
 pub mod router;
 pub mod s3;
 pub mod socket;
-pub mod throttle;
 pub mod topic;
 pub mod uploads;

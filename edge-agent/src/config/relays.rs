@@ -2,8 +2,9 @@
 
 use std::{path::Path, time::Duration};
 
+use board::throttle::Throttle;
 use board::tls::ClientFiles;
-use telemetry::{relay, s3, throttle::Throttle};
+use telemetry::{relay, s3};
 use url::Url;
 
 use super::{

@@ -19,14 +19,12 @@ use board::{
     clock::Clock,
     metrics::Metrics,
     tasks::{Context, backoff, chain},
+    throttle::Throttle,
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use store::state::{State, StateError};
 
-use crate::{
-    s3::{self, S3Error, Target},
-    throttle::Throttle,
-};
+use crate::s3::{self, S3Error, Target};
 pub use spool::{QueueError, queue};
 use spool::{Ready, Spool};
 pub use transfer::Upload;

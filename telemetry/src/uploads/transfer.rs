@@ -13,11 +13,8 @@ use store::state::{Batch, Entity};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::{Ready, UploadError, Uploads, object_name, spool::Seen};
-use crate::{
-    s3::{Part, S3, Target, create_parent, in_folder},
-    throttle::Throttle,
-};
-use board::tasks::Context;
+use crate::s3::{Part, S3, Target, create_parent, in_folder};
+use board::{tasks::Context, throttle::Throttle};
 
 /// Read and sent at once.
 const PIECE: usize = 256 << 10;

@@ -23,13 +23,13 @@ use std::time::{Duration, Instant};
 use board::{
     metrics::Metrics,
     tasks::{Context, backoff},
+    throttle::Throttle,
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 use crate::{
     outbox::{Outbox, RelayHandle},
     router::Router,
-    throttle::Throttle,
 };
 use link::Link;
 pub use options::{ConfigError, Mode, Options, Secret};

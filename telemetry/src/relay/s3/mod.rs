@@ -10,6 +10,7 @@ use std::time::Duration;
 use board::{
     metrics::Metrics,
     tasks::{Context, backoff},
+    throttle::Throttle,
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Instant;
@@ -19,7 +20,6 @@ use crate::{
     parquet,
     reading::Reading,
     s3::{self, S3Error, Target},
-    throttle::Throttle,
 };
 use cut::{Cut, Progress};
 

@@ -1,0 +1,1 @@
+//! What happens to containers, images, networks and volumes, as a stream.

@@ -1,0 +1,1 @@
+//! Images by name: pull, push, tag, inspect, remove, save, load, garbage collection.

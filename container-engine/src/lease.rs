@@ -1,0 +1,1 @@
+//! Leases: what is held against garbage collection, by whom and until when.

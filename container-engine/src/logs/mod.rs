@@ -1,0 +1,1 @@
+//! Logs of containers in CRI format: written, rotated, read across rotations.

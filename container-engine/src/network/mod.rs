@@ -1,0 +1,1 @@
+//! Networks of containers: bridges, addresses, ports, names, CNI.

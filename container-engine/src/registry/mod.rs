@@ -1,0 +1,1 @@
+//! Registries: pull by range, push in parts, logins, mirrors, retries.

@@ -1,0 +1,1 @@
+//! Layers unpacked to trees, and root file systems made of them.

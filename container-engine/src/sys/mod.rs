@@ -1,0 +1,2 @@
+//! System calls that rustix has no safe wrapper for. The only `unsafe` of this crate: one small module a subject.
+#![allow(unsafe_code)]
