@@ -1,8 +1,9 @@
-//! The developer's commands: `cargo xtask demo|test|fuzz|dist|bench|tidy|setup`.
+//! The developer's commands: `cargo xtask demo|test|fuzz|guest|dist|bench|tidy|setup`.
 
 mod bench;
 mod dist;
 mod fuzz;
+mod guest;
 mod setup;
 mod steps;
 mod tidy;
@@ -38,6 +39,11 @@ enum Command {
         /// Only this one
         target: Option<String>,
     },
+    /// The engine's tests in a qemu guest with control groups v2 alone
+    Guest {
+        /// Only this test program
+        only: Option<String>,
+    },
     /// Static binaries in `target/dist`
     Dist {
         /// `aarch64`, `x86_64` or `all`
@@ -68,6 +74,7 @@ fn main() -> Result<()> {
         Command::Demo => steps::cargo(&["run", "--package", "edge-agent", "--", "demo"], &[]),
         Command::Test { only, rounds } => steps::test(only.as_deref(), rounds),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
+        Command::Guest { only } => guest::run(only.as_deref()),
         Command::Dist { target } => dist::run(&target),
         Command::Bench(Bench::Telemetry { arguments }) => bench::telemetry(&arguments),
         Command::Tidy => tidy::run(),
