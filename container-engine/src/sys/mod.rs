@@ -1,2 +1,4 @@
 //! System calls that rustix has no safe wrapper for. The only `unsafe` of this crate: one small module a subject.
 #![allow(unsafe_code)]
+
+pub mod attr;
