@@ -3,6 +3,7 @@
 //! Everything listens on free loopback ports, keeps to a temporary folder, and is stopped by its process id when dropped.
 
 mod agent;
+pub mod bench;
 mod certificates;
 mod disk;
 mod publisher;

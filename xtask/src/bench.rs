@@ -1,4 +1,4 @@
-//! `cargo xtask bench telemetry`: the shipped binary beside its peers; results in `bench/RESULTS.md`.
+//! `cargo xtask bench telemetry|engine`: the shipped binary beside its peers; results in `bench/`.
 
 use std::process::Command;
 
@@ -9,17 +9,50 @@ use crate::{
     steps::{cargo, root, say},
 };
 
-/// What follows it in the report is measured; what stands before it is written by people.
-const MARK: &str = "<!-- measured by `cargo xtask bench telemetry` -->";
+/// One benchmark: its measuring program, its report, the peers whose versions the report names.
+pub struct Bench {
+    name: &'static str,
+    program: &'static str,
+    report: &'static str,
+    peers: &'static [&'static str],
+    /// Debian packages that only this benchmark needs: a program, and the package it comes from.
+    packages: &'static [(&'static str, &'static str)],
+}
+
+/// Beside mosquitto.
+pub const TELEMETRY: Bench = Bench {
+    name: "telemetry",
+    program: "bench-telemetry",
+    report: "bench/RESULTS.md",
+    peers: &["mosquitto"],
+    packages: &[],
+};
+
+/// Beside containerd, Docker, podman, buildah, skopeo, runc and crun.
+pub const ENGINE: Bench = Bench {
+    name: "engine",
+    program: "bench-engine",
+    report: "bench/ENGINE.md",
+    peers: &["containerd", "docker.io", "podman", "buildah", "skopeo", "runc", "crun"],
+    packages: &[
+        ("/usr/bin/containerd", "containerd"),
+        ("/usr/sbin/dockerd", "docker.io"),
+        ("/usr/bin/podman", "podman"),
+        ("/usr/bin/buildah", "buildah"),
+        ("/usr/bin/skopeo", "skopeo"),
+        ("/usr/bin/docker-registry", "docker-registry"),
+    ],
+};
 
 /// Builds what is measured, measures, and writes the report; `arguments` go to the measuring program.
-pub fn telemetry(arguments: &[String]) -> Result<()> {
+pub fn run(bench: &Bench, arguments: &[String]) -> Result<()> {
     let tools = setup::run()?;
+    setup::packages(bench.packages)?;
     let arch = std::env::consts::ARCH;
     dist::run(arch)?;
-    cargo(&["build", "--package", "tests", "--profile", "fast", "--bin", "bench-telemetry"], &[])?;
+    cargo(&["build", "--package", "tests", "--profile", "fast", "--bin", bench.program], &[])?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
-    let output = Command::new(target.join("fast/bench-telemetry"))
+    let output = Command::new(target.join("fast").join(bench.program))
         .args(arguments)
         .env("EDGE_AGENT_BIN", root().join(format!("target/dist/edge-agent-{arch}")))
         .env("EDGE_AGENT_PYTHON", &tools.python)
@@ -30,19 +63,21 @@ pub fn telemetry(arguments: &[String]) -> Result<()> {
     say(&measured);
     ensure!(output.status.success(), "measuring failed ({})", output.status);
     if arguments.iter().any(|it| it == "--only") {
-        say("   a part only: bench/RESULTS.md stays as it is");
+        say(&format!("   a part only: {} stays as it is", bench.report));
         return Ok(());
     }
-    let path = root().join("bench/RESULTS.md");
+    let path = root().join(bench.report);
     let report = std::fs::read_to_string(&path)?;
-    let (words, _) = report.split_once(MARK).context("bench/RESULTS.md has lost its mark")?;
-    std::fs::write(&path, format!("{words}{MARK}\n\n{}\n\n{}\n", machine(), measured.trim_end()))?;
+    // What follows it in the report is measured; what stands before it is written by people.
+    let mark = format!("<!-- measured by `cargo xtask bench {}` -->", bench.name);
+    let (words, _) = report.split_once(&mark).with_context(|| format!("{} has lost its mark", bench.report))?;
+    std::fs::write(&path, format!("{words}{mark}\n\n{}\n\n{}\n", machine(bench.peers), measured.trim_end()))?;
     say(&format!("   written to {}; see to it that what it says above the tables is still true", path.display()));
     Ok(())
 }
 
 /// What it was measured on.
-fn machine() -> String {
+fn machine(peers: &[&str]) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
@@ -54,9 +89,10 @@ fn machine() -> String {
         let output = Command::new(program).args(arguments).output();
         output.map_or_else(|_| String::new(), |it| String::from_utf8_lossy(&it.stdout).trim().to_owned())
     };
-    let mosquitto = said("dpkg-query", &["-W", "-f", "${Version}", "mosquitto"]);
+    let version = |peer: &&str| format!("{peer} {}", said("dpkg-query", &["-W", "-f", "${Version}", peer]));
+    let peers = peers.iter().map(version).collect::<Vec<_>>().join(", ");
     format!(
-        "{cores} cores ({}), {memory} of memory, Linux {}, mosquitto {mosquitto}, commit {}, {}. A shared virtual \
+        "{cores} cores ({}), {memory} of memory, Linux {}, {peers}, commit {}, {}. A shared virtual \
          machine: ratios hold, absolute figures vary by a factor of two from hour to hour.",
         model.trim_start_matches([' ', '\t', ':']),
         kernel.trim(),

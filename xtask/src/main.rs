@@ -67,6 +67,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// The container engine beside containerd, Docker, podman, buildah, skopeo, runc and crun
+    Engine {
+        /// For the measuring program: `--rounds N --starts N --files N --only pull|large|start|many|push`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -76,7 +82,8 @@ fn main() -> Result<()> {
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
         Command::Guest { only } => guest::run(only.as_deref()),
         Command::Dist { target } => dist::run(&target),
-        Command::Bench(Bench::Telemetry { arguments }) => bench::telemetry(&arguments),
+        Command::Bench(Bench::Telemetry { arguments }) => bench::run(&bench::TELEMETRY, &arguments),
+        Command::Bench(Bench::Engine { arguments }) => bench::run(&bench::ENGINE, &arguments),
         Command::Tidy => tidy::run(),
         Command::Setup => setup::run().map(drop),
     }

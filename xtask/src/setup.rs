@@ -64,7 +64,7 @@ pub fn venv() -> PathBuf {
 
 /// Installs what is missing; fails with the name of what it cannot install.
 pub fn run() -> Result<Tools> {
-    packages()?;
+    packages(PACKAGES)?;
     python()?;
     let bin = venv().join("bin");
     cargo_deny()?;
@@ -74,9 +74,10 @@ pub fn run() -> Result<Tools> {
     })
 }
 
-fn packages() -> Result<()> {
+/// Installs those packages whose program is missing.
+pub fn packages(wanted: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> =
-        PACKAGES.iter().filter(|(path, _)| !std::path::Path::new(path).exists()).map(|(_, package)| *package).collect();
+        wanted.iter().filter(|(path, _)| !std::path::Path::new(path).exists()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -11,6 +11,7 @@ use crate::owner::Owner;
 /// A container to create.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools)] // Docker's flags are that many.
 pub struct ContainerSpec {
     /// Unique among the owner's containers; made up where absent.
     pub name: Option<String>,

@@ -8,14 +8,14 @@ mod brokers;
 mod ingest;
 mod load;
 mod loss;
-mod measure;
 mod proxy;
 mod quiet;
 mod upload;
 
-use std::{fmt::Write, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
+use tests::bench::{self as measure, Table};
 
 /// What is asked for on the command line.
 struct Plan {
@@ -38,40 +38,6 @@ fn plan() -> Plan {
         backlog: number("--backlog", 5_000_000),
         upload_mib: number("--upload-mib", 2048),
         only,
-    }
-}
-
-/// One table of the report.
-pub struct Table {
-    title: String,
-    columns: Vec<String>,
-    rows: Vec<Vec<String>>,
-    notes: Vec<String>,
-}
-
-impl Table {
-    fn new(title: &str, columns: &[&str]) -> Self {
-        let columns = columns.iter().map(|it| (*it).to_owned()).collect();
-        Self { title: title.to_owned(), columns, rows: Vec::new(), notes: Vec::new() }
-    }
-
-    fn row(&mut self, cells: &[String]) {
-        self.rows.push(cells.to_vec());
-    }
-
-    fn note(&mut self, text: impl Into<String>) {
-        self.notes.push(text.into());
-    }
-
-    fn markdown(&self) -> String {
-        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-        let mut text = format!("## {}\n\n{}", self.title, line(&self.columns));
-        text.push_str(&line(&self.columns.iter().map(|_| "---".to_owned()).collect::<Vec<_>>()));
-        self.rows.iter().for_each(|row| text.push_str(&line(row)));
-        if !self.notes.is_empty() {
-            let _ = write!(text, "\n{}\n", self.notes.join("\n"));
-        }
-        text
     }
 }
 

@@ -1,0 +1,192 @@
+//! The images that all contenders pull, made of this machine's own files, and the registry they lie in.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use tests::{free_port, wait_until};
+
+/// Debian's registry, on loopback.
+pub struct Registry {
+    child: Child,
+    /// `127.0.0.1:PORT`.
+    pub address: String,
+}
+
+impl Registry {
+    /// Starts one that keeps its blobs below `dir`.
+    pub fn start(dir: &Path) -> Result<Self> {
+        let address = format!("127.0.0.1:{}", free_port()?);
+        let config = dir.join("registry.yml");
+        let storage = dir.join("registry");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: \
+             {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: \"{address}\"}}\n",
+            storage.display()
+        );
+        fs::write(&config, text)?;
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("docker-registry is missing")?;
+        let it = Self { child, address };
+        let url = format!("http://{}/v2/", it.address);
+        let up = || Command::new("curl").args(["-sf", "-o", "/dev/null", &url]).status().is_ok_and(|it| it.success());
+        wait_until("the registry answers", Duration::from_secs(20), up)?;
+        Ok(it)
+    }
+
+    /// Pushes an OCI layout as `name`; returns the whole name.
+    pub fn push(&self, layout: &Path, name: &str) -> Result<String> {
+        let whole = format!("{}/{name}", self.address);
+        let status = Command::new("skopeo")
+            .args(["copy", "--quiet", "--dest-tls-verify=false", "--insecure-policy"])
+            .arg(format!("oci:{}:latest", layout.display()))
+            .arg(format!("docker://{whole}"))
+            .status()?;
+        ensure!(status.success(), "skopeo could not push {whole}");
+        Ok(whole)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // It may be gone already.
+        let _ = self.child.wait();
+    }
+}
+
+/// An image of one layer with busybox.
+pub fn busybox(dir: &Path) -> Result<PathBuf> {
+    let tree = dir.join("busybox-tree");
+    fs::create_dir_all(tree.join("bin"))?;
+    fs::copy("/bin/busybox", tree.join("bin/busybox"))?;
+    for applet in ["sh", "true", "sleep", "echo", "cat"] {
+        std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
+    }
+    layout(dir, "busybox", &[tar(&tree, &["."])?])
+}
+
+/// Five layers of this machine's files: about 300 MB, a third of it compressed.
+pub fn five_layers(dir: &Path) -> Result<PathBuf> {
+    let mut files = Vec::new();
+    for base in ["usr/lib", "usr/bin", "usr/share"] {
+        collect(Path::new("/").join(base).as_path(), &mut files)?;
+    }
+    files.sort();
+    let (mut layers, mut group, mut bytes) = (Vec::new(), Vec::new(), 0u64);
+    for (path, size) in files.into_iter().filter(|(_, size)| *size < 20 << 20) {
+        bytes += size;
+        group.push(path);
+        if bytes > 61_000_000 {
+            layers.push(list(dir, &group)?);
+            (group, bytes) = (Vec::new(), 0);
+            if layers.len() == 5 {
+                break;
+            }
+        }
+    }
+    ensure!(layers.len() == 5, "this machine has too few files for the image");
+    layout(dir, "five", &layers)
+}
+
+/// One layer of 2 GB in so many files.
+pub fn many_files(dir: &Path, files: u64) -> Result<PathBuf> {
+    let path = dir.join("many.tar");
+    let script = "import io, os, sys, tarfile\n\
+        n = int(sys.argv[2]); size = 2 * 10**9 // n; block = os.urandom(size // 4 + 1)\n\
+        body = (block * 5)[:size]\n\
+        with tarfile.open(sys.argv[1], 'w') as t:\n\
+        \x20   for i in range(n):\n\
+        \x20       if i % 500 == 0:\n\
+        \x20           d = tarfile.TarInfo(f'd{i // 500}'); d.type = tarfile.DIRTYPE; d.mode = 0o755; t.addfile(d)\n\
+        \x20       f = tarfile.TarInfo(f'd{i // 500}/f{i}'); f.size = size; t.addfile(f, io.BytesIO(body))\n";
+    let status = Command::new("python3").args(["-c", script]).arg(&path).arg(files.to_string()).status()?;
+    ensure!(status.success(), "python3 could not make the large layer");
+    layout(dir, "many", &[path])
+}
+
+fn collect(dir: &Path, files: &mut Vec<(PathBuf, u64)>) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            collect(&entry.path(), files)?;
+        } else if metadata.is_file() {
+            files.push((entry.path(), metadata.len()));
+        }
+    }
+    Ok(())
+}
+
+fn list(dir: &Path, files: &[PathBuf]) -> Result<PathBuf> {
+    let names = dir.join("names");
+    let mut out = std::io::BufWriter::new(File::create(&names)?);
+    for file in files {
+        writeln!(out, "{}", file.strip_prefix("/")?.display())?;
+    }
+    out.flush()?;
+    tar(Path::new("/"), &["-T", &names.display().to_string()])
+}
+
+/// A tar file of what the arguments name, in the folder of the tree or of the list.
+fn tar(tree: &Path, what: &[&str]) -> Result<PathBuf> {
+    let file = tempfile::Builder::new().suffix(".tar").tempfile_in("/var/tmp")?.into_temp_path().keep()?;
+    let status = Command::new("tar").arg("-C").arg(tree).arg("-cf").arg(&file).args(what).status()?;
+    ensure!(status.success(), "tar could not make a layer");
+    Ok(file)
+}
+
+/// An OCI layout of uncompressed layers, which are compressed with gzip and removed.
+fn layout(dir: &Path, name: &str, layers: &[PathBuf]) -> Result<PathBuf> {
+    let layout = dir.join(name);
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let digest = |path: &Path| -> Result<String> {
+        let output = Command::new("sha256sum").arg(path).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap_or_default().to_owned())
+    };
+    let keep = |path: &Path| -> Result<serde_json::Value> {
+        let (hex, size) = (digest(path)?, fs::metadata(path)?.len());
+        fs::rename(path, blobs.join(&hex)).or_else(|_| fs::copy(path, blobs.join(&hex)).map(drop))?;
+        Ok(serde_json::json!({ "digest": format!("sha256:{hex}"), "size": size }))
+    };
+    let typed = |mut value: serde_json::Value, kind: &str| {
+        value["mediaType"] = format!("application/vnd.oci.image.{kind}").into();
+        value
+    };
+    let (mut diff_ids, mut descriptors) = (Vec::new(), Vec::new());
+    for layer in layers {
+        diff_ids.push(format!("sha256:{}", digest(layer)?));
+        let status = Command::new("gzip").args(["-f", "-6"]).arg(layer).status()?;
+        ensure!(status.success(), "gzip failed");
+        descriptors.push(typed(keep(&PathBuf::from(format!("{}.gz", layer.display())))?, "layer.v1.tar+gzip"));
+    }
+    let arch = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+    let document = |value: serde_json::Value| -> Result<serde_json::Value> {
+        let path = layout.join("document");
+        fs::write(&path, serde_json::to_vec(&value)?)?;
+        keep(&path)
+    };
+    let config = document(serde_json::json!({
+        "architecture": arch, "os": "linux", "config": { "Cmd": ["/bin/sh"], "Env": ["PATH=/bin:/usr/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    }))?;
+    let manifest = document(serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": typed(config, "config.v1+json"), "layers": descriptors,
+    }))?;
+    let mut entry = typed(manifest, "manifest.v1+json");
+    entry["annotations"] = serde_json::json!({ "org.opencontainers.image.ref.name": "latest" });
+    fs::write(layout.join("index.json"), serde_json::json!({ "schemaVersion": 2, "manifests": [entry] }).to_string())?;
+    fs::write(layout.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}")?;
+    Ok(layout)
+}
