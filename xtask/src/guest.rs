@@ -197,11 +197,8 @@ fn disk(work: &Path, tree: &Path, kernel: &Kernel, suite: &str, programs: &[(Str
         let _ = fs::remove_file(&place); // Busybox's, where it has one.
         install(program, &place)?;
     }
-    for name in ["edge-agent"] {
-        let found =
-            programs.iter().find(|(found, _)| found == name).with_context(|| format!("{name} was not built"))?;
-        install(&found.1, &tree.join("usr/local/bin").join(name))?;
-    }
+    let agent = programs.iter().find(|(name, _)| name == "edge-agent").context("edge-agent was not built")?;
+    install(&agent.1, &tree.join("usr/local/bin/edge-agent"))?;
     // The tests make their images of it, wherever they look.
     copy(Path::new("/bin/busybox"), &tree.join("usr/bin/busybox"))?;
     copy(&root().join("tests/guest/rc"), &tree.join("sbin/init"))?;
