@@ -1,0 +1,205 @@
+//! The rules of all networks: one table `inet edge-agent`, made from the records.
+//!
+//! The rules themselves depend on networks alone. What comes and goes with containers are elements of maps, so an
+//! attachment changes one map in one small transaction, or nothing at all; and the whole table can be made again at
+//! any time from the records, replacing what is there in one transaction that no packet sees half of.
+//!
+//! What is decided:
+//! - out of a network: masqueraded behind the host's address; not from internal networks.
+//! - into a container: what its own network's members send, what belongs to a connection, what a published port leads
+//!   in. Everything else that is forwarded is dropped: other networks, and neighbours on the LAN that route to us.
+//! - published ports answer on every address of the host, for others, for the host itself (127.0.0.1 too, not `::1`,
+//!   which the kernel cannot translate), and for containers, the published one included.
+//!
+//! Never true here: that our `accept` is the last word. A chain of another table that drops, such as iptables' FORWARD
+//! with Docker's or ufw's policy, still drops; `Networks` looks for one and says what to do.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{
+    nft::{
+        Base, Batch, DataType, Element, Hook, IPV4, IPV6, Set,
+        expr::{Rule, if_name, octets},
+    },
+    types::{BoundPort, Network},
+};
+use crate::container::Protocol;
+
+/// The table.
+pub const TABLE: &str = "edge-agent";
+const BRIDGES: Set = Set { name: "bridges", key: &[DataType::IfName], data: &[] };
+const INTERNAL: Set = Set { name: "internal", key: &[DataType::IfName], data: &[] };
+const WITHIN: Set = Set { name: "within", key: &[DataType::IfName, DataType::IfName], data: &[] };
+const PORTS4: Set =
+    Set { name: "ports4", key: &[DataType::Proto, DataType::Port], data: &[DataType::Ipv4, DataType::Port] };
+const PORTS4_AT: Set = Set {
+    name: "ports4_at",
+    key: &[DataType::Proto, DataType::Ipv4, DataType::Port],
+    data: &[DataType::Ipv4, DataType::Port],
+};
+const PORTS6: Set =
+    Set { name: "ports6", key: &[DataType::Proto, DataType::Port], data: &[DataType::Ipv6, DataType::Port] };
+const PORTS6_AT: Set = Set {
+    name: "ports6_at",
+    key: &[DataType::Proto, DataType::Ipv6, DataType::Port],
+    data: &[DataType::Ipv6, DataType::Port],
+};
+
+/// Where a connection to the host is led.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Redirect {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// One address of the host, or all.
+    pub address: Option<IpAddr>,
+    /// Port there.
+    pub port: u16,
+    /// To which address, of the same family.
+    pub to: IpAddr,
+    /// To which port.
+    pub to_port: u16,
+}
+
+/// Redirects of the published ports of a sandbox with these addresses.
+pub fn redirects(ports: &[BoundPort], v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Vec<Redirect> {
+    let mut all = Vec::new();
+    for port in ports {
+        let targets = [v4.map(IpAddr::V4), v6.map(IpAddr::V6)];
+        // A published address of one family leads to the sandbox's address of the same.
+        let fits = |to: &IpAddr| port.host_address.is_none_or(|address| address.is_ipv4() == to.is_ipv4());
+        all.extend(targets.into_iter().flatten().filter(fits).map(|to| Redirect {
+            protocol: port.protocol,
+            address: port.host_address.filter(|address| !address.is_unspecified()),
+            port: port.host_port,
+            to,
+            to_port: port.container_port,
+        }));
+    }
+    all
+}
+
+/// The elements of `redirects` by map.
+fn elements(redirects: &[Redirect]) -> BTreeMap<&'static str, Vec<Element>> {
+    let mut maps: BTreeMap<&'static str, Vec<Element>> = BTreeMap::new();
+    for redirect in redirects {
+        let proto: u8 = match redirect.protocol {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        };
+        let port = |port: u16| [port.to_be_bytes(), [0, 0]].concat();
+        let address = redirect.address.map(octets).unwrap_or_default();
+        let key = [&[proto, 0, 0, 0], address.as_slice(), &port(redirect.port)].concat();
+        let map = match (redirect.to, redirect.address) {
+            (IpAddr::V4(_), None) => PORTS4,
+            (IpAddr::V4(_), Some(_)) => PORTS4_AT,
+            (IpAddr::V6(_), None) => PORTS6,
+            (IpAddr::V6(_), Some(_)) => PORTS6_AT,
+        };
+        let data = [octets(redirect.to), port(redirect.to_port)].concat();
+        maps.entry(map.name).or_default().push(Element { key, data });
+    }
+    maps
+}
+
+/// Adds redirects to the table.
+pub fn add(batch: &mut Batch, redirects: &[Redirect]) {
+    for (map, elements) in elements(redirects) {
+        batch.add(TABLE, map, &elements);
+    }
+}
+
+/// Takes redirects out of the table.
+pub fn delete(batch: &mut Batch, redirects: &[Redirect]) {
+    for (map, elements) in elements(redirects) {
+        batch.delete(TABLE, map, &elements);
+    }
+}
+
+/// The whole table anew, in place of the one that may be there.
+pub fn rebuild<'a>(networks: impl Iterator<Item = &'a Network> + Clone, redirects: &[Redirect]) -> Batch {
+    let mut batch = Batch::default();
+    batch.table(TABLE); // So that there is one to delete.
+    batch.delete_table(TABLE);
+    batch.table(TABLE);
+    for set in [&BRIDGES, &INTERNAL, &WITHIN, &PORTS4, &PORTS4_AT, &PORTS6, &PORTS6_AT] {
+        batch.set(TABLE, set);
+    }
+    let filter = |hook, priority| Some(Base { kind: "filter", hook, priority });
+    let nat = |hook, priority| Some(Base { kind: "nat", hook, priority });
+    batch.chain(TABLE, "guard", filter(Hook::Prerouting, -300));
+    batch.chain(TABLE, "published", None);
+    batch.chain(TABLE, "prerouting", nat(Hook::Prerouting, -100));
+    batch.chain(TABLE, "output", nat(Hook::Output, -100));
+    batch.chain(TABLE, "postrouting", nat(Hook::Postrouting, 100));
+    batch.chain(TABLE, "forward", filter(Hook::Forward, 0));
+
+    let loopback = IpNet::from(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
+    let loopback6 = IpNet::from(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
+    // `route_localnet`, which published ports on 127.0.0.1 need, must not open the host's loopback to containers.
+    batch.rule(TABLE, "guard", &Rule::new().from_devices(BRIDGES.name).to_net(loopback).drop());
+
+    let published = [
+        Rule::new().to_net(loopback6).back(),
+        Rule::new().dnat(IPV4, PORTS4_AT.name, true),
+        Rule::new().dnat(IPV6, PORTS6_AT.name, true),
+        Rule::new().to_local().dnat(IPV4, PORTS4.name, false),
+        Rule::new().to_local().dnat(IPV6, PORTS6.name, false),
+    ];
+    for rule in &published {
+        batch.rule(TABLE, "published", rule);
+    }
+    batch.rule(TABLE, "prerouting", &Rule::new().jump("published"));
+    batch.rule(TABLE, "output", &Rule::new().jump("published"));
+
+    let forward = [
+        Rule::new().known_connection().accept(),
+        Rule::new().between_devices(WITHIN.name).accept(),
+        Rule::new().from_devices(INTERNAL.name).drop(),
+        Rule::new().to_devices(INTERNAL.name).drop(),
+        Rule::new().to_devices(BRIDGES.name).through_port().accept(),
+        Rule::new().to_devices(BRIDGES.name).drop(),
+        Rule::new().from_devices(BRIDGES.name).accept(),
+    ];
+    for rule in &forward {
+        batch.rule(TABLE, "forward", rule);
+    }
+
+    // A connection of the host from 127.0.0.1 would be answered to the container's own loopback.
+    let from_loopback = Rule::new().from_net(loopback).to_devices(BRIDGES.name).masquerade();
+    batch.rule(TABLE, "postrouting", &from_loopback);
+    for network in networks.clone() {
+        for rule in outwards(network) {
+            batch.rule(TABLE, "postrouting", &rule);
+        }
+    }
+    let set = |key: Vec<u8>| Element { key, data: Vec::new() };
+    let name = |network: &Network| if_name(&network.device).to_vec();
+    let all: Vec<_> = networks.clone().map(|network| set(name(network))).collect();
+    batch.add(TABLE, BRIDGES.name, &all);
+    let internal: Vec<_> = networks.clone().filter(|one| one.internal).map(|network| set(name(network))).collect();
+    batch.add(TABLE, INTERNAL.name, &internal);
+    let within: Vec<_> = networks.map(|network| set(name(network).repeat(2))).collect();
+    batch.add(TABLE, WITHIN.name, &within);
+    add(&mut batch, redirects);
+    batch
+}
+
+/// Masquerading of one network.
+fn outwards(network: &Network) -> Vec<Rule> {
+    let nets = [Some(IpNet::V4(network.subnet)), network.ipv6.map(IpNet::V6)];
+    let mut rules = Vec::new();
+    for net in nets.into_iter().flatten() {
+        // Through a published port back into the same network: the answer has to come back this way too.
+        rules.push(Rule::new().from_net(net).to_device(true, &network.device).through_port().masquerade());
+        if !network.internal {
+            rules.push(Rule::new().from_net(net).to_device(false, &network.device).masquerade());
+        }
+    }
+    rules
+}

@@ -1,0 +1,289 @@
+//! Attaching and detaching sandboxes: reserve, record, build; and the way back.
+
+use std::{os::fd::AsFd, sync::Arc};
+
+use super::{
+    AttachError, AttachRequest, Attached, Inner, Interface, NetworkError, Networks, blocking,
+    host::lock,
+    record::{Endpoint, Sandbox},
+};
+use crate::{
+    container::{Attachment, NetworkMode},
+    sys::netns,
+};
+
+impl Networks {
+    /// Makes the network of a sandbox: its namespace, interfaces, addresses and published ports.
+    ///
+    /// * Idempotent: what is attached already is returned as it is.
+    /// * `Host`: nothing; `Container` and `Path`: the namespace of another, of which nothing is kept here.
+    /// * Errors: afterwards nothing of the attempt remains.
+    /// * Cancelled: may stop halfway; the next `attach` or `detach` of the same sandbox, or `recover`, undoes the rest.
+    pub async fn attach(&self, mut request: AttachRequest) -> Result<Attached, AttachError> {
+        match &request.mode {
+            NetworkMode::Host => return Ok(Attached::default()),
+            NetworkMode::Path(path) => return Ok(Attached { netns: Some(path.clone()), ..Attached::default() }),
+            NetworkMode::Container(other) => {
+                return self.attached(other).ok_or_else(|| AttachError::NoSandbox(other.clone()));
+            }
+            NetworkMode::None => request.ports.clear(), // As Docker does: there is nowhere to lead them.
+            NetworkMode::Bridge | NetworkMode::Networks(_) => {}
+        }
+        let guard = self.gate(&request.sandbox).await;
+        let former = lock(&self.0.book).sandboxes.get(&request.sandbox).cloned();
+        let guard = match former {
+            Some(former) if former.complete && netns::is_held(&former.netns) => {
+                return Ok(lock(&self.0.book).attached(&former));
+            }
+            Some(former) => self.undo(former, guard).await?,
+            None => guard,
+        };
+        let inner = self.0.clone();
+        let (mut sandbox, guard) = blocking(move || {
+            let sandbox = lock(&inner.book).reserve(&request, &inner.options.run_dir)?;
+            Ok::<_, AttachError>((sandbox, guard))
+        })
+        .await?;
+        if let Err(error) = self.0.put(&sandbox.id, &sandbox).await {
+            self.0.drop_record(&sandbox.id);
+            return Err(error.into());
+        }
+        let ready = self.ensure(&sandbox.endpoints).await;
+        let inner = self.0.clone();
+        let record = sandbox.clone();
+        let build = move || Ok::<_, AttachError>((ready.and_then(|()| inner.build(&record)), guard));
+        let (built, guard) = blocking(build).await?;
+        if let Err(error) = built {
+            if let Err(again) = self.undo(sandbox, guard).await {
+                tracing::error!(error = %again, "what was left of a failed attachment cannot be removed yet");
+            }
+            return Err(error.into());
+        }
+        sandbox.complete = true;
+        let mut book = lock(&self.0.book);
+        let attached = book.attached(&sandbox);
+        book.sandboxes.insert(sandbox.id.clone(), sandbox);
+        drop(book);
+        drop(guard);
+        Ok(attached)
+    }
+
+    /// Takes back everything of a sandbox. One that is not attached is no error.
+    pub async fn detach(&self, sandbox: &str) -> Result<(), AttachError> {
+        let guard = self.gate(sandbox).await;
+        let record = lock(&self.0.book).sandboxes.get(sandbox).cloned();
+        if let Some(record) = record {
+            drop(self.undo(record, guard).await?);
+        }
+        Ok(())
+    }
+
+    /// The network of a sandbox as it is.
+    pub fn attached(&self, sandbox: &str) -> Option<Attached> {
+        let book = lock(&self.0.book);
+        book.sandboxes.get(sandbox).filter(|sandbox| sandbox.complete).map(|sandbox| book.attached(sandbox))
+    }
+
+    /// Puts a running sandbox on a further network of its owner.
+    pub async fn connect(&self, sandbox: &str, to: Attachment) -> Result<Interface, AttachError> {
+        let guard = self.gate(sandbox).await;
+        let (mut record, endpoint) = {
+            let mut book = lock(&self.0.book);
+            let found = book.sandboxes.get(sandbox).filter(|sandbox| sandbox.complete && sandbox.cni.is_none());
+            let record = found.cloned().ok_or_else(|| AttachError::NoSandbox(sandbox.to_owned()))?;
+            let endpoint = book.endpoint(&record, &to)?;
+            let mut after = record.clone();
+            after.endpoints.push(endpoint.clone());
+            book.sandboxes.insert(record.id.clone(), after);
+            (record, endpoint)
+        };
+        let before = record.clone();
+        record.endpoints.push(endpoint.clone());
+        let work = async {
+            self.0.put(&record.id, &record).await?;
+            self.ensure(std::slice::from_ref(&endpoint)).await?;
+            let (inner, old, new) = (self.0.clone(), before.clone(), record.clone());
+            blocking(move || Ok::<_, NetworkError>((inner.plug_in(&old, &new), guard))).await
+        };
+        let (done, _guard) = match work.await {
+            Ok((done, guard)) => (done, Some(guard)),
+            Err(error) => (Err(error), None),
+        };
+        if let Err(error) = done {
+            let inner = self.0.clone();
+            let device = endpoint.device.clone();
+            // The first error is the one to report; `recover` finds the device by its name.
+            let _ = blocking(move || inner.host.delete_link(&device).map_err(NetworkError::kernel("undo"))).await;
+            lock(&self.0.book).sandboxes.insert(before.id.clone(), before.clone());
+            self.0.put(&before.id, &before).await?;
+            return Err(error.into());
+        }
+        Ok(endpoint.interface)
+    }
+
+    /// Takes a running sandbox off a network.
+    pub async fn disconnect(&self, sandbox: &str, network: &str) -> Result<(), AttachError> {
+        let guard = self.gate(sandbox).await;
+        let (before, after) = {
+            let book = lock(&self.0.book);
+            let found = book.sandboxes.get(sandbox).filter(|sandbox| sandbox.complete);
+            let before = found.cloned().ok_or_else(|| AttachError::NoSandbox(sandbox.to_owned()))?;
+            let key = book.resolve(&before.owner, network)?;
+            let mut after = before.clone();
+            after.endpoints.retain(|endpoint| endpoint.network != key);
+            if after.endpoints.len() == before.endpoints.len() {
+                return Err(NetworkError::NotFound(network.to_owned()).into());
+            }
+            (before, after)
+        };
+        let (inner, record) = (self.0.clone(), after.clone());
+        let guard = blocking(move || inner.plug_out(&before, &record).map(|()| guard)).await?;
+        lock(&self.0.book).sandboxes.insert(after.id.clone(), after.clone());
+        self.0.put(&after.id, &after).await?;
+        self.0.copy(&after.id, &after);
+        drop(guard);
+        Ok(())
+    }
+
+    /// Makes the bridges that these endpoints need.
+    pub(super) async fn ensure(&self, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
+        for endpoint in endpoints {
+            let network = lock(&self.0.book).networks.get(&endpoint.network).cloned();
+            let network = network.ok_or_else(|| NetworkError::NotFound(endpoint.interface.network.clone()))?;
+            if self.0.host.is_ready(&network.device) {
+                continue;
+            }
+            let guard = self.0.networks.clone().lock_owned().await;
+            let inner = self.0.clone();
+            blocking(move || {
+                if inner.host.ensure_bridge(&network)? {
+                    inner.rebuild()?;
+                }
+                drop(guard);
+                Ok::<_, NetworkError>(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Undoes what there is of a sandbox, and forgets it.
+    pub(super) async fn undo(&self, sandbox: Sandbox, guard: super::Guard) -> Result<super::Guard, AttachError> {
+        let inner = self.0.clone();
+        let (sandbox, guard) = blocking(move || {
+            inner.take_down(&sandbox)?;
+            Ok::<_, NetworkError>((sandbox, guard))
+        })
+        .await?;
+        self.0.forget::<Sandbox>(&sandbox.id).await?;
+        self.0.drop_record(&sandbox.id);
+        Ok(guard)
+    }
+}
+
+impl Inner {
+    pub(super) fn drop_record(&self, id: &str) {
+        let mut book = lock(&self.book);
+        book.sandboxes.remove(id);
+        book.held.remove(id);
+    }
+
+    /// Makes the table again, and looks whether another firewall is in the way.
+    pub(super) fn rebuild(&self) -> Result<(), NetworkError> {
+        self.host.rebuild(&self.book)?;
+        let problem = self.host.forward_drops().then(|| {
+            let device = &self.options.device;
+            format!(
+                "the FORWARD chain of iptables drops by policy (Docker or ufw set it), and with it what containers send: \
+                run `iptables -I FORWARD -i {device} -j ACCEPT; iptables -I FORWARD -o {device} -j ACCEPT`, and the \
+                same for each device of `network ls`, or `ufw default allow routed`"
+            )
+        });
+        let mut known = lock(&self.problem);
+        if let Some(problem) = problem.as_ref().filter(|_| known.is_none()) {
+            tracing::warn!(problem, "containers may not reach the network");
+        }
+        *known = problem;
+        Ok(())
+    }
+
+    /// Makes namespace, interfaces and redirects of a sandbox that is in the book.
+    fn build(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        let ipv6 = has_ipv6(&sandbox.endpoints);
+        let (namespace, mut inside) = self.host.make_namespace(&sandbox.netns, ipv6)?;
+        let default = sandbox.default_route();
+        for (n, endpoint) in sandbox.endpoints.iter().enumerate() {
+            let network = self.network(endpoint)?;
+            self.host.plug(namespace.as_fd(), &mut inside, endpoint, &network, default == Some(n))?;
+        }
+        let redirects = sandbox.redirects();
+        if !redirects.is_empty() {
+            self.host.publish(&redirects)?;
+        }
+        self.copy(&sandbox.id, &Sandbox { complete: true, ..sandbox.clone() });
+        Ok(())
+    }
+
+    /// Removes redirects, devices and namespace of a sandbox.
+    pub(super) fn take_down(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        let redirects = sandbox.redirects();
+        if !redirects.is_empty() {
+            // Out of the book first, or a table made again meanwhile would have them once more.
+            if let Some(record) = lock(&self.book).sandboxes.get_mut(&sandbox.id) {
+                record.ports.clear();
+                record.complete = false;
+            }
+            self.host.unpublish(&redirects, &self.book)?;
+        }
+        self.host.unplug(sandbox)
+    }
+
+    fn network(&self, endpoint: &Endpoint) -> Result<super::Network, NetworkError> {
+        let network = lock(&self.book).networks.get(&endpoint.network).cloned();
+        network.ok_or_else(|| NetworkError::NotFound(endpoint.interface.network.clone()))
+    }
+
+    /// Makes the interfaces that `after` has more than `before`.
+    pub(super) fn plug_in(&self, before: &Sandbox, after: &Sandbox) -> Result<(), NetworkError> {
+        let new = |endpoint: &&Endpoint| !before.endpoints.contains(endpoint);
+        let ipv6 = after.endpoints.iter().filter(new).any(|endpoint| has_ipv6(std::slice::from_ref(endpoint)));
+        let (namespace, mut inside) = self.host.open_namespace(&after.netns, Some(ipv6))?;
+        let default = after.default_route();
+        for (n, endpoint) in after.endpoints.iter().enumerate().filter(|(_, endpoint)| new(endpoint)) {
+            let network = self.network(endpoint)?;
+            self.host.plug(namespace.as_fd(), &mut inside, endpoint, &network, default == Some(n))?;
+        }
+        self.redirect(before, after)?;
+        self.copy(&after.id, after);
+        Ok(())
+    }
+
+    /// Removes the interfaces that `before` has more than `after`, and leads through what is left.
+    fn plug_out(&self, before: &Sandbox, after: &Sandbox) -> Result<(), AttachError> {
+        self.redirect(before, after)?;
+        for endpoint in before.endpoints.iter().filter(|endpoint| !after.endpoints.contains(endpoint)) {
+            let step = format!("remove device {:?}", endpoint.device);
+            self.host.delete_link(&endpoint.device).map_err(NetworkError::kernel(step))?;
+        }
+        if let Some(endpoint) = after.default_route().and_then(|n| after.endpoints.get(n)) {
+            let (_namespace, mut inside) = self.host.open_namespace(&after.netns, None)?;
+            let step = "set the default route";
+            self.host.route_through(&mut inside, endpoint).map_err(NetworkError::kernel(step))?;
+        }
+        Ok(())
+    }
+
+    fn redirect(&self, before: &Sandbox, after: &Sandbox) -> Result<(), NetworkError> {
+        let (old, new) = (before.redirects(), after.redirects());
+        let gone: Vec<_> = old.iter().filter(|redirect| !new.contains(redirect)).cloned().collect();
+        let come: Vec<_> = new.iter().filter(|redirect| !old.contains(redirect)).cloned().collect();
+        if !gone.is_empty() {
+            self.host.unpublish(&gone, &self.book)?;
+        }
+        if come.is_empty() { Ok(()) } else { self.host.publish(&come) }
+    }
+}
+
+pub(super) fn has_ipv6(endpoints: &[Endpoint]) -> bool {
+    endpoints.iter().any(|endpoint| endpoint.interface.addresses.iter().any(|net| net.addr().is_ipv6()))
+}

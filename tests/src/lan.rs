@@ -1,0 +1,183 @@
+//! A board and its neighbour on a LAN of their own: two network namespaces, far from the machine's network.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use container_engine::{
+    container::{NetworkMode, PortMapping},
+    network::{AttachRequest, Attached, Networks, Options},
+    sys::netns,
+};
+
+use crate::wait_until;
+
+/// The board's address on its LAN.
+pub const BOARD: &str = "192.0.2.2";
+/// The neighbour's.
+pub const NEIGHBOUR: &str = "192.0.2.1";
+
+/// Runs `test` on a board of its own, in a thread that lives in its network namespace.
+pub fn on_a_board(test: impl FnOnce(&mut Lan) -> Result<()> + Send) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let neighbour = dir.path().join("neighbour");
+    netns::create(Some(&neighbour), |_| Ok(()))?;
+    let path = dir.path().to_owned();
+    let result = netns::create(None, move |_| {
+        let run = || -> Result<()> {
+            let mut lan = Lan::new(&path, &neighbour)?;
+            test(&mut lan)
+        };
+        Ok(run())
+    });
+    for held in std::fs::read_dir(dir.path().join("run/netns")).into_iter().flatten() {
+        netns::release(&held?.path())?;
+    }
+    netns::release(&dir.path().join("neighbour"))?;
+    result?.1
+}
+
+/// The board, and what of it a test uses.
+pub struct Lan {
+    /// Its folders are in here.
+    pub dir: PathBuf,
+    /// The neighbour's namespace.
+    pub neighbour: PathBuf,
+    /// Runs what is async; its threads live in the board's namespace.
+    pub runtime: tokio::runtime::Runtime,
+    /// What is tested.
+    pub networks: Networks,
+    state: store::state::State,
+}
+
+/// A program that is stopped when dropped.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Lan {
+    fn new(dir: &Path, neighbour: &Path) -> Result<Self> {
+        let far = format!("--net={}", neighbour.display());
+        sh("ip link set lo up")?;
+        sh("ip link add eth0 type veth peer name far")?;
+        // `ip link set netns` takes a process or a name in /run/netns; a process it is.
+        let mut sleeper = Command::new("nsenter").arg(&far).args(["sleep", "60"]).spawn()?;
+        std::thread::sleep(Duration::from_millis(100));
+        let moved = sh(&format!("ip link set far netns {}", sleeper.id()));
+        sleeper.kill()?;
+        sleeper.wait()?;
+        moved?;
+        sh(&format!("ip addr add {BOARD}/24 dev eth0 && ip link set eth0 up && ip route add default via {NEIGHBOUR}"))?;
+        sh(&format!(
+            "nsenter {far} sh -c 'ip link set lo up; ip addr add {NEIGHBOUR}/24 dev far; ip link set far up'"
+        ))?;
+        std::fs::write(dir.join("resolv.conf"), "nameserver 192.0.2.1\nsearch lan.example\n")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let (state, _) = store::state::State::open(&dir.join("data/state"))?;
+        let networks = runtime.block_on(Networks::open(options(dir), state.clone()))?;
+        runtime.block_on(networks.recover(&std::collections::BTreeSet::new()))?;
+        Ok(Self { dir: dir.to_owned(), neighbour: neighbour.to_owned(), runtime, networks, state })
+    }
+
+    /// Opens the networks anew on the same records, as an agent that was killed does; `change` may change its options.
+    pub fn reopen(&mut self, change: impl FnOnce(&mut Options)) -> Result<()> {
+        let mut options = options(&self.dir);
+        change(&mut options);
+        self.networks = self.runtime.block_on(Networks::open(options, self.state.clone()))?;
+        Ok(())
+    }
+
+    /// Attaches a sandbox of the local owner.
+    pub fn attach(&self, id: &str, mode: NetworkMode, ports: Vec<PortMapping>) -> Result<Attached> {
+        Ok(self.runtime.block_on(self.networks.attach(request(id, mode, ports)))?)
+    }
+
+    /// The first IPv4 address of a sandbox.
+    pub fn address(attached: &Attached) -> Result<String> {
+        let nets = attached.interfaces.iter().flat_map(|interface| &interface.addresses);
+        let mut four = nets.filter(|net| net.addr().is_ipv4());
+        Ok(four.next().context("no address")?.addr().to_string())
+    }
+
+    /// Runs a shell command in a sandbox.
+    pub fn inside(attached: &Attached, command: &str) -> Result<String> {
+        let netns = attached.netns.as_ref().context("no namespace")?;
+        Self::within(netns, command)
+    }
+
+    /// Runs a shell command in a namespace.
+    pub fn within(netns: &Path, command: &str) -> Result<String> {
+        checked(Command::new("nsenter").arg(format!("--net={}", netns.display())).args(["sh", "-c", command]), command)
+    }
+
+    /// Starts a server in a sandbox that answers every TCP connection, or UDP packet, with `text`.
+    pub fn serve(netns: &Path, protocol: &str, port: u16, text: &str) -> Result<Running> {
+        let (listen, flag) = match protocol {
+            "tcp" => (format!("TCP-LISTEN:{port},fork,reuseaddr"), "-ltn"),
+            "udp" => (format!("UDP-RECVFROM:{port},fork"), "-lun"),
+            "tcp6" => (format!("TCP6-LISTEN:{port},fork,reuseaddr"), "-ltn"),
+            other => bail!("no server for {other}"),
+        };
+        let child = Command::new("nsenter")
+            .arg(format!("--net={}", netns.display()))
+            .args(["socat", &listen, &format!("SYSTEM:echo {text}")])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let running = Running(child);
+        wait_until("socat listens", Duration::from_secs(10), || {
+            Self::within(netns, &format!("ss -H {flag} sport = {port}")).is_ok_and(|out| !out.trim().is_empty())
+        })?;
+        Ok(running)
+    }
+}
+
+/// The options of the board whose folders are in `dir`.
+pub fn options(dir: &Path) -> Options {
+    Options {
+        run_dir: dir.join("run"),
+        data_dir: dir.join("data"),
+        resolv_conf: dir.join("resolv.conf"),
+        ..Options::default()
+    }
+}
+
+/// A sandbox of the local owner with its id as name.
+pub fn request(id: &str, mode: NetworkMode, ports: Vec<PortMapping>) -> AttachRequest {
+    AttachRequest {
+        sandbox: id.into(),
+        owner: container_engine::owner::Owner::Local,
+        mode,
+        ports,
+        hostname: id.into(),
+        names: vec![id.into()],
+        cni_args: BTreeMap::new(),
+        bandwidth: None,
+    }
+}
+
+/// Asks a TCP server; what it says.
+pub const ASK_TCP: &str = "socat -T3 - TCP:";
+/// Asks a UDP server; what it says.
+pub const ASK_UDP: &str = "echo hello | socat -T3 - UDP:";
+
+/// Runs a shell command on the board.
+pub fn sh(command: &str) -> Result<String> {
+    checked(Command::new("sh").args(["-c", command]), command)
+}
+
+fn checked(command: &mut Command, shown: &str) -> Result<String> {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output()?;
+    let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    ensure!(status.success(), "{shown}: {status}\n{out}{err}");
+    Ok(out.into_owned())
+}
