@@ -144,6 +144,14 @@ impl Agent {
         Ok(command.envs(self.env.iter().map(|(name, value)| (name, value))).output()?)
     }
 
+    /// Starts a command of the same binary and does not wait for it; what it says is dropped.
+    pub fn spawn(&self, args: &[&str]) -> Result<Child> {
+        let mut command = Command::new(binary()?);
+        command.arg("--config").arg(&self.config).args(args).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(command.envs(self.env.iter().map(|(name, value)| (name, value))).spawn()?)
+    }
+
     /// `status --json`.
     pub fn status(&self) -> Result<serde_json::Value> {
         let output = self.command(&["status", "--json"])?;

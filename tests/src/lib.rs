@@ -6,6 +6,7 @@ mod agent;
 pub mod bench;
 mod certificates;
 mod disk;
+pub mod images;
 pub mod lan;
 mod publisher;
 pub mod raw;

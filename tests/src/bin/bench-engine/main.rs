@@ -6,7 +6,6 @@
 
 mod contenders;
 mod daemons;
-mod images;
 mod many;
 mod pull;
 mod push;

@@ -10,8 +10,9 @@ use std::{
 
 use anyhow::{Result, ensure};
 use tests::bench::{Table, cpu, mb, memory};
+use tests::images;
 
-use crate::{Plan, contenders::Contender, images, sample};
+use crate::{Plan, contenders::Contender, sample};
 
 const CONTAINERS: usize = 50;
 /// How long the processor time at rest is watched.

@@ -4,8 +4,9 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use tests::bench::{Table, mb, median, ms, thousands};
+use tests::images;
 
-use crate::{Plan, contenders::Contender, images, sample};
+use crate::{Plan, contenders::Contender, sample};
 
 const COLUMNS: &[&str] = &["", "ms", "peak memory MB", "edge-agent's time is of it"];
 

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use tests::bench::{Table, mb, median, ms, thousands};
+use tests::images;
 
-use crate::{Plan, contenders::Contender, images, sample};
+use crate::{Plan, contenders::Contender, sample};
 
 /// Runs it; every push goes into a new, empty registry.
 pub fn run(plan: &Plan, dir: &Path) -> Result<Table> {

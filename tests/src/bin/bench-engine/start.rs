@@ -4,8 +4,9 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 use tests::bench::{Table, median, ms};
+use tests::images;
 
-use crate::{Plan, contenders::Contender, images, sample};
+use crate::{Plan, contenders::Contender, sample};
 
 /// Runs it.
 pub fn run(plan: &Plan, dir: &Path) -> Result<Table> {

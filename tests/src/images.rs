@@ -1,4 +1,4 @@
-//! The images that all contenders pull, made of this machine's own files, and the registry they lie in.
+//! Images made of this machine's own files, and Debian's registry for them to lie in.
 
 use std::{
     fs::{self, File},
@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
+use crate::{free_port, wait_until};
 use anyhow::{Context, Result, ensure};
-use tests::{free_port, wait_until};
 
 /// Debian's registry, on loopback.
 pub struct Registry {
@@ -64,15 +64,42 @@ impl Drop for Registry {
     }
 }
 
-/// An image of one layer with busybox.
+/// An image of one layer with busybox and its applets, as an OCI layout; the tree stays in `busybox-tree`.
 pub fn busybox(dir: &Path) -> Result<PathBuf> {
     let tree = dir.join("busybox-tree");
-    fs::create_dir_all(tree.join("bin"))?;
+    for name in ["bin", "etc", "root", "tmp", "proc", "sys", "dev"] {
+        fs::create_dir_all(tree.join(name))?;
+    }
     fs::copy("/bin/busybox", tree.join("bin/busybox"))?;
-    for applet in ["sh", "true", "sleep", "echo", "cat"] {
+    let applets = Command::new("/bin/busybox").arg("--list").output()?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|it| *it != "busybox") {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
     }
+    fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
+    fs::write(tree.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
     layout(dir, "busybox", &[tar(&tree, &["."])?])
+}
+
+/// An OCI layout as a tar file, as `image load` takes it.
+pub fn archive(layout: &Path) -> Result<PathBuf> {
+    let file = layout.with_extension("oci.tar");
+    let status = Command::new("tar").arg("-C").arg(layout).arg("-cf").arg(&file).arg(".").status()?;
+    ensure!(status.success(), "tar could not make an archive");
+    Ok(file)
+}
+
+/// `layers` layers of `mib` MiB each that do not compress.
+pub fn random(dir: &Path, name: &str, layers: usize, mib: u64) -> Result<PathBuf> {
+    let mut files = Vec::new();
+    for n in 0..layers {
+        let tree = dir.join(format!("{name}-{n}"));
+        fs::create_dir_all(&tree)?;
+        let mut bytes = std::io::Read::take(File::open("/dev/urandom")?, mib << 20);
+        std::io::copy(&mut bytes, &mut File::create(tree.join(format!("file-{n}")))?)?;
+        files.push(tar(&tree, &["."])?);
+        fs::remove_dir_all(&tree)?;
+    }
+    layout(dir, name, &files)
 }
 
 /// Five layers of this machine's files: about 300 MB, a third of it compressed.
@@ -146,7 +173,7 @@ fn tar(tree: &Path, what: &[&str]) -> Result<PathBuf> {
 }
 
 /// An OCI layout of uncompressed layers, which are compressed with gzip and removed.
-fn layout(dir: &Path, name: &str, layers: &[PathBuf]) -> Result<PathBuf> {
+pub fn layout(dir: &Path, name: &str, layers: &[PathBuf]) -> Result<PathBuf> {
     let layout = dir.join(name);
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
@@ -166,7 +193,7 @@ fn layout(dir: &Path, name: &str, layers: &[PathBuf]) -> Result<PathBuf> {
     let (mut diff_ids, mut descriptors) = (Vec::new(), Vec::new());
     for layer in layers {
         diff_ids.push(format!("sha256:{}", digest(layer)?));
-        let status = Command::new("gzip").args(["-f", "-6"]).arg(layer).status()?;
+        let status = Command::new("gzip").args(["-f", "-6", "-n"]).arg(layer).status()?;
         ensure!(status.success(), "gzip failed");
         descriptors.push(typed(keep(&PathBuf::from(format!("{}.gz", layer.display())))?, "layer.v1.tar+gzip"));
     }
