@@ -123,6 +123,11 @@ impl Host {
         lock(&self.ready).contains_key(device)
     }
 
+    /// Has a bridge looked at again when it is next needed.
+    pub fn forget_bridge(&self, device: &str) {
+        lock(&self.ready).remove(device);
+    }
+
     /// Makes a device a port of a bridge that sends back what it gets.
     pub fn enslave(&self, device: &str, bridge: u32) -> io::Result<()> {
         Ok(lock(&self.route).transact(&[link::enslave(device, bridge), link::hairpin(device)])?)

@@ -18,7 +18,10 @@
 
 mod book;
 pub mod cni;
+mod directory;
+pub mod dns;
 mod error;
+pub mod files;
 mod host;
 mod ipam;
 mod link;
@@ -65,6 +68,7 @@ struct Inner {
     /// One change of the set of networks at a time.
     networks: Arc<tokio::sync::Mutex<()>>,
     problem: Mutex<Option<String>>,
+    dns: dns::Dns,
 }
 
 type Guard = OwnedMutexGuard<()>;
@@ -76,6 +80,7 @@ impl Networks {
         let mtu = options.mtu;
         let host = blocking(move || Host::open(mtu)).await?;
         let inner = Inner {
+            dns: dns::Dns::new(options.resolv_conf.clone()),
             options,
             state,
             host,
@@ -126,6 +131,7 @@ impl Networks {
                 return Err(NetworkError::InUse { name: name.into(), holders: holders.into_iter().collect() });
             }
             book.resolvers.remove(&key);
+            self.0.dns.stop(&key);
             let Some(network) = book.networks.remove(&key) else { return Err(NetworkError::NotFound(name.into())) };
             (key, network)
         };
@@ -167,9 +173,15 @@ impl Networks {
         lock(&self.0.problem).clone()
     }
 
+    /// `/etc/resolv.conf` of a container on this network; see [`files::resolv_conf`].
+    pub fn resolv_conf(&self, attached: &Attached, wanted: &crate::container::Dns) -> String {
+        files::resolv_conf(&self.0.dns.host_conf(), attached, wanted)
+    }
+
     /// At the agent's end: stops the name servers; containers keep their networks.
-    #[expect(clippy::unused_async, reason = "name servers come with `dns`")]
-    pub async fn close(&self) {}
+    pub fn close(&self) {
+        self.0.dns.stop_all();
+    }
 
     async fn gate(&self, sandbox: &str) -> Guard {
         let gate = {

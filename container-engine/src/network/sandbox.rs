@@ -4,6 +4,7 @@ use std::{os::fd::AsFd, sync::Arc};
 
 use super::{
     AttachError, AttachRequest, Attached, Inner, Interface, NetworkError, Networks, blocking,
+    book::Book,
     host::lock,
     record::{Endpoint, Sandbox},
 };
@@ -33,7 +34,7 @@ impl Networks {
         let former = lock(&self.0.book).sandboxes.get(&request.sandbox).cloned();
         let guard = match former {
             Some(former) if former.complete && netns::is_held(&former.netns) => {
-                return Ok(lock(&self.0.book).attached(&former));
+                return Ok(self.0.told(&lock(&self.0.book), &former));
             }
             Some(former) => self.undo(former, guard).await?,
             None => guard,
@@ -61,7 +62,7 @@ impl Networks {
         }
         sandbox.complete = true;
         let mut book = lock(&self.0.book);
-        let attached = book.attached(&sandbox);
+        let attached = self.0.told(&book, &sandbox);
         book.sandboxes.insert(sandbox.id.clone(), sandbox);
         drop(book);
         drop(guard);
@@ -81,7 +82,7 @@ impl Networks {
     /// The network of a sandbox as it is.
     pub fn attached(&self, sandbox: &str) -> Option<Attached> {
         let book = lock(&self.0.book);
-        book.sandboxes.get(sandbox).filter(|sandbox| sandbox.complete).map(|sandbox| book.attached(sandbox))
+        book.sandboxes.get(sandbox).filter(|sandbox| sandbox.complete).map(|sandbox| self.0.told(&book, sandbox))
     }
 
     /// Puts a running sandbox on a further network of its owner.
@@ -155,12 +156,17 @@ impl Networks {
             }
             let guard = self.0.networks.clone().lock_owned().await;
             let inner = self.0.clone();
+            let key = endpoint.network.clone();
             blocking(move || {
                 if inner.host.ensure_bridge(&network)? {
-                    inner.rebuild()?;
+                    inner.start_dns(&key, &network)?;
+                    if let Err(error) = inner.rebuild() {
+                        inner.host.forget_bridge(&network.device); // So that the next attempt comes here again.
+                        return Err(error);
+                    }
                 }
                 drop(guard);
-                Ok::<_, NetworkError>(())
+                Ok(())
             })
             .await?;
         }
@@ -188,6 +194,16 @@ impl Inner {
         book.held.remove(id);
     }
 
+    /// A sandbox's network as it is told.
+    fn told(&self, book: &Book, sandbox: &Sandbox) -> Attached {
+        let mut attached = book.attached(sandbox);
+        // As with Docker, containers on the default network have the host's resolvers and no names; but a resolver on
+        // the host's loopback is out of their reach, so ours asks it for them.
+        let gateway = attached.host_gateway.filter(|_| attached.dns.is_empty() && sandbox.cni.is_none());
+        attached.dns.extend(gateway.filter(|_| self.dns.host_conf().servers.iter().any(std::net::IpAddr::is_loopback)));
+        attached
+    }
+
     /// Makes the table again, and looks whether another firewall is in the way.
     pub(super) fn rebuild(&self) -> Result<(), NetworkError> {
         self.host.rebuild(&self.book)?;
@@ -204,6 +220,17 @@ impl Inner {
             tracing::warn!(problem, "containers may not reach the network");
         }
         *known = problem;
+        Ok(())
+    }
+
+    /// Starts the name server of a network. In a thread of the runtime.
+    fn start_dns(self: &Arc<Self>, key: &str, network: &super::Network) -> Result<(), NetworkError> {
+        let gateways: Vec<_> =
+            [Some(network.gateway.into()), network.gateway6.map(Into::into)].into_iter().flatten().collect();
+        let names = Arc::new(super::directory::Registry(Arc::downgrade(self)));
+        let step = format!("start the name server of network {:?}", network.name);
+        let redirects = self.dns.start(key, &gateways, names).map_err(NetworkError::kernel(step))?;
+        lock(&self.book).resolvers.insert(key.to_owned(), redirects);
         Ok(())
     }
 

@@ -165,7 +165,12 @@ impl Batch {
             attrs = attrs.number(6, kind(set.data)).number(7, len(set.data));
         }
         let id = u32::try_from(self.requests.len()).unwrap_or(1);
-        self.push(NEWSET, CREATE, attrs.number(10, id));
+        attrs = attrs.number(10, id);
+        if set.key == [DataType::IfName] {
+            // Tells `nft list` that the key is in the order of the host; without, it shows names as empty.
+            attrs = attrs.bytes(13, &[&[0, 4], 1u32.to_ne_bytes().as_slice()].concat());
+        }
+        self.push(NEWSET, CREATE, attrs);
     }
 
     /// Adds elements; one that is there with the same value stays.
@@ -204,12 +209,6 @@ impl Batch {
         }
         self.requests.push(Self::border(BATCH_END));
         socket.transact(&self.requests)
-    }
-
-    /// What the batch consists of, for tests.
-    #[cfg(test)]
-    pub fn requests(&self) -> &[Request] {
-        &self.requests
     }
 }
 
