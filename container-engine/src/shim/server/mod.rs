@@ -1,0 +1,3 @@
+//! The shim's process.
+
+pub(crate) mod cgroups;
