@@ -171,9 +171,12 @@ impl Book {
     }
 
     /// Takes addresses and ports for a sandbox; all or nothing.
-    pub fn reserve(&mut self, request: &AttachRequest, run: &Path) -> Result<Sandbox, AttachError> {
+    ///
+    /// With `cni` the default network is that of the plugins, which choose addresses themselves.
+    pub fn reserve(&mut self, request: &AttachRequest, run: &Path, cni: bool) -> Result<Sandbox, AttachError> {
         check_id(&request.sandbox)?;
         let wanted = match &request.mode {
+            NetworkMode::Bridge if cni => Vec::new(),
             NetworkMode::Bridge => vec![Attachment { network: DEFAULT_NETWORK.into(), ..Attachment::default() }],
             NetworkMode::Networks(list) => list.clone(),
             _ => Vec::new(),

@@ -69,6 +69,7 @@ struct Inner {
     networks: Arc<tokio::sync::Mutex<()>>,
     problem: Mutex<Option<String>>,
     dns: dns::Dns,
+    cni: cni::Cni,
 }
 
 type Guard = OwnedMutexGuard<()>;
@@ -81,6 +82,7 @@ impl Networks {
         let host = blocking(move || Host::open(mtu)).await?;
         let inner = Inner {
             dns: dns::Dns::new(options.resolv_conf.clone()),
+            cni: cni::Cni::new(options.cni.clone(), &options.data_dir),
             options,
             state,
             host,
@@ -171,6 +173,11 @@ impl Networks {
     /// What keeps containers from the network, and what to do, where something does.
     pub fn problem(&self) -> Option<String> {
         lock(&self.0.problem).clone()
+    }
+
+    /// Whether containers can be given a network: with CNI, whether there is a configuration and its plugins are ready.
+    pub async fn ready(&self) -> Result<(), AttachError> {
+        if self.0.options.cni.is_some() { Ok(self.0.cni.status().await?) } else { Ok(()) }
     }
 
     /// `/etc/resolv.conf` of a container on this network; see [`files::resolv_conf`].

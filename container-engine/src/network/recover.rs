@@ -32,6 +32,7 @@ impl Networks {
                 Err(error) => report.problems.push(board::tasks::chain(&error)),
             }
         }
+        self.clean_plugins(&kept, &mut report).await;
         for sandbox in &kept {
             if let Err(error) = self.ensure(&sandbox.endpoints).await {
                 report.problems.push(board::tasks::chain(&error));
@@ -53,6 +54,25 @@ impl Networks {
         })
         .await?;
         Ok(report)
+    }
+}
+
+impl Networks {
+    /// Has CNI plugins take back what belongs to nobody, also where our own records of it were lost.
+    async fn clean_plugins(&self, kept: &[Sandbox], report: &mut RecoveryReport) {
+        let alive: BTreeSet<String> = kept.iter().map(|sandbox| sandbox.id.clone()).collect();
+        for id in self.0.cni.kept().difference(&alive) {
+            match self.0.cni.delete(id).await {
+                Ok(()) => report.removed.push(format!("CNI attachment {id}")),
+                Err(error) => report.problems.push(format!("CNI attachment {id}: {}", board::tasks::chain(&error))),
+            }
+        }
+        // Without a configuration there is nothing to collect, and `ready` says so to whoever attaches.
+        if self.0.options.cni.is_some()
+            && let Err(error) = self.0.cni.collect(&alive).await
+        {
+            tracing::debug!(%error, "CNI plugins collected no garbage");
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::{os::fd::AsFd, sync::Arc};
 use super::{
     AttachError, AttachRequest, Attached, Inner, Interface, NetworkError, Networks, blocking,
     book::Book,
+    cni::Wish,
     host::lock,
     record::{Endpoint, Sandbox},
 };
@@ -39,9 +40,11 @@ impl Networks {
             Some(former) => self.undo(former, guard).await?,
             None => guard,
         };
+        let cni = self.0.options.cni.is_some() && request.mode == NetworkMode::Bridge;
+        let wish = Wish { args: request.cni_args.clone(), bandwidth: request.bandwidth, ..Wish::default() };
         let inner = self.0.clone();
         let (mut sandbox, guard) = blocking(move || {
-            let sandbox = lock(&inner.book).reserve(&request, &inner.options.run_dir)?;
+            let sandbox = lock(&inner.book).reserve(&request, &inner.options.run_dir, cni)?;
             Ok::<_, AttachError>((sandbox, guard))
         })
         .await?;
@@ -54,11 +57,15 @@ impl Networks {
         let record = sandbox.clone();
         let build = move || Ok::<_, AttachError>((ready.and_then(|()| inner.build(&record)), guard));
         let (built, guard) = blocking(build).await?;
+        let built = match built {
+            Ok(()) if cni => self.plugins(&mut sandbox, wish).await,
+            other => other.map_err(AttachError::from),
+        };
         if let Err(error) = built {
             if let Err(again) = self.undo(sandbox, guard).await {
                 tracing::error!(error = %again, "what was left of a failed attachment cannot be removed yet");
             }
-            return Err(error.into());
+            return Err(error);
         }
         sandbox.complete = true;
         let mut book = lock(&self.0.book);
@@ -73,8 +80,9 @@ impl Networks {
     pub async fn detach(&self, sandbox: &str) -> Result<(), AttachError> {
         let guard = self.gate(sandbox).await;
         let record = lock(&self.0.book).sandboxes.get(sandbox).cloned();
-        if let Some(record) = record {
-            drop(self.undo(record, guard).await?);
+        match record {
+            Some(record) => drop(self.undo(record, guard).await?),
+            None => super::book::check_id(sandbox)?,
         }
         Ok(())
     }
@@ -146,6 +154,21 @@ impl Networks {
         Ok(())
     }
 
+    /// Has the CNI plugins do their part for a sandbox whose namespace is there.
+    async fn plugins(&self, sandbox: &mut Sandbox, wish: Wish) -> Result<(), AttachError> {
+        let wish =
+            Wish { sandbox: sandbox.id.clone(), netns: sandbox.netns.clone(), ports: sandbox.ports.clone(), ..wish };
+        sandbox.cni = Some(self.0.cni.add(&wish).await?);
+        self.0.put(&sandbox.id, sandbox).await?;
+        self.0.copy(&sandbox.id, &Sandbox { complete: true, ..sandbox.clone() });
+        Ok(())
+    }
+
+    /// Whether what CNI plugins made for a sandbox is still there, by their own CHECK; others are always well.
+    pub async fn check(&self, sandbox: &str) -> Result<(), AttachError> {
+        Ok(self.0.cni.check(sandbox).await?)
+    }
+
     /// Makes the bridges that these endpoints need.
     pub(super) async fn ensure(&self, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
         for endpoint in endpoints {
@@ -175,6 +198,7 @@ impl Networks {
 
     /// Undoes what there is of a sandbox, and forgets it.
     pub(super) async fn undo(&self, sandbox: Sandbox, guard: super::Guard) -> Result<super::Guard, AttachError> {
+        self.0.cni.delete(&sandbox.id).await?;
         let inner = self.0.clone();
         let (sandbox, guard) = blocking(move || {
             inner.take_down(&sandbox)?;
