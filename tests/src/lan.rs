@@ -52,6 +52,7 @@ pub struct Lan {
     /// What is tested.
     pub networks: Networks,
     state: store::state::State,
+    states: u32,
 }
 
 /// A program that is stopped when dropped.
@@ -85,7 +86,7 @@ impl Lan {
         let (state, _) = store::state::State::open(&dir.join("data/state"))?;
         let networks = runtime.block_on(Networks::open(options(dir), state.clone()))?;
         runtime.block_on(networks.recover(&std::collections::BTreeSet::new()))?;
-        Ok(Self { dir: dir.to_owned(), neighbour: neighbour.to_owned(), runtime, networks, state })
+        Ok(Self { dir: dir.to_owned(), neighbour: neighbour.to_owned(), runtime, networks, state, states: 0 })
     }
 
     /// Opens the networks anew on the same records, as an agent that was killed does; `change` may change its options.
@@ -93,6 +94,14 @@ impl Lan {
         let mut options = options(&self.dir);
         change(&mut options);
         self.networks = self.runtime.block_on(Networks::open(options, self.state.clone()))?;
+        Ok(())
+    }
+
+    /// The state's database is gone, as after damage.
+    pub fn lose_the_state(&mut self) -> Result<()> {
+        self.states += 1;
+        let dir = self.dir.join(format!("data/state{}", self.states));
+        self.state = store::state::State::open(&dir)?.0;
         Ok(())
     }
 
@@ -119,6 +128,13 @@ impl Lan {
         checked(Command::new("nsenter").arg(format!("--net={}", netns.display())).args(["sh", "-c", command]), command)
     }
 
+    /// Starts a shell command in a namespace.
+    pub fn start(netns: &Path, command: &str) -> Result<Running> {
+        let mut program = Command::new("nsenter");
+        program.arg(format!("--net={}", netns.display())).args(["sh", "-c", command]).stdin(Stdio::null());
+        Ok(Running(program.spawn()?))
+    }
+
     /// Starts a server in a sandbox that answers every TCP connection, or UDP packet, with `text`.
     pub fn serve(netns: &Path, protocol: &str, port: u16, text: &str) -> Result<Running> {
         let (listen, flag) = match protocol {
@@ -127,13 +143,7 @@ impl Lan {
             "tcp6" => (format!("TCP6-LISTEN:{port},fork,reuseaddr"), "-ltn"),
             other => bail!("no server for {other}"),
         };
-        let child = Command::new("nsenter")
-            .arg(format!("--net={}", netns.display()))
-            .args(["socat", &listen, &format!("SYSTEM:echo {text}")])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let running = Running(child);
+        let running = Self::start(netns, &format!("exec socat '{listen}' 'SYSTEM:echo {text}' 2>/dev/null"))?;
         wait_until("socat listens", Duration::from_secs(10), || {
             Self::within(netns, &format!("ss -H {flag} sport = {port}")).is_ok_and(|out| !out.trim().is_empty())
         })?;

@@ -249,7 +249,8 @@ impl Book {
         let number = (0..).find(|n| sandbox.endpoints.iter().all(|e| e.interface.name != format!("eth{n}")));
         let name = format!("eth{}", number.unwrap_or(0));
         Ok(Endpoint {
-            device: link::device_name("ev", &[&sandbox.id, &name]),
+            // Another each time: the former device of a container that comes back may be on its way out.
+            device: link::device_name("ev", &[&sandbox.id, &name, &super::now_ns().to_string()]),
             interface: Interface {
                 name,
                 network: network.name.clone(),

@@ -7,10 +7,11 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, BorrowedFd},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ipnet::{IpNet, Ipv4Net};
+use tokio::task::JoinSet;
 
 use super::{
     book::Book,
@@ -31,6 +32,10 @@ pub(super) struct Host {
     /// Bridges that were made or found, and what they are.
     ready: Mutex<BTreeMap<String, Link>>,
     mtu: Option<u32>,
+    /// Devices that carry nothing any more and are to be removed.
+    doomed: Mutex<Vec<String>>,
+    /// Who removes them.
+    janitor: Mutex<JoinSet<()>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -41,7 +46,14 @@ impl Host {
     pub fn open(mtu: Option<u32>) -> Result<Self, NetworkError> {
         let route = Netlink::route().map_err(NetworkError::kernel("open a netlink socket for routes"))?;
         let table = Netlink::netfilter().map_err(NetworkError::kernel("open a netlink socket for nf_tables"))?;
-        Ok(Self { route: Mutex::new(route), table: Mutex::new(table), ready: Mutex::default(), mtu })
+        Ok(Self {
+            route: Mutex::new(route),
+            table: Mutex::new(table),
+            ready: Mutex::default(),
+            mtu,
+            doomed: Mutex::default(),
+            janitor: Mutex::default(),
+        })
     }
 
     /// Subnets that the host has routes for, but for those of the bridges given.
@@ -218,14 +230,45 @@ impl Host {
         Ok(inside.transact(&requests)?)
     }
 
-    /// Removes the devices and the namespace of a sandbox; says what could not be removed.
-    pub fn unplug(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+    /// Takes the devices of a sandbox off the network, lets go of its namespace, and has the devices removed soon after:
+    /// the kernel takes tens of milliseconds for it, and nobody needs to wait. In a thread of the runtime.
+    pub fn unplug(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), NetworkError> {
         for endpoint in &sandbox.endpoints {
-            let step = format!("remove device {:?} of {}", endpoint.device, sandbox.label());
-            self.delete_link(&endpoint.device).map_err(NetworkError::kernel(step))?;
+            match lock(&self.route).transact(&[link::cut_off(&endpoint.device)]).map_err(io::Error::from) {
+                // Its bridge is gone or down, or it is itself: it carries nothing.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENETDOWN | libc::EOPNOTSUPP)) => {}
+                other => {
+                    let step = format!("take device {:?} of {} off its network", endpoint.device, sandbox.label());
+                    other.map_err(NetworkError::kernel(step))?;
+                }
+            }
+            lock(&self.doomed).push(endpoint.device.clone());
         }
         let step = format!("release the network namespace {}", sandbox.netns.display());
-        netns::release(&sandbox.netns).map_err(NetworkError::kernel(step))
+        netns::release(&sandbox.netns).map_err(NetworkError::kernel(step))?;
+        let host = self.clone();
+        let mut janitor = lock(&self.janitor);
+        while janitor.try_join_next().is_some() {}
+        janitor.spawn_blocking(move || host.remove_doomed());
+        Ok(())
+    }
+
+    /// Removes what waits to be removed, all in one go: the kernel's waiting is then done once.
+    pub fn remove_doomed(&self) {
+        let devices = std::mem::take(&mut *lock(&self.doomed));
+        if devices.is_empty() {
+            return;
+        }
+        let mut requests: Vec<_> = devices.iter().map(|device| link::doom(device)).collect();
+        requests.push(link::delete_doomed());
+        // A socket of its own: others need not wait for this one. What is gone already is no error.
+        let done = Netlink::route().and_then(|mut socket| socket.transact(&requests).map_err(io::Error::from));
+        if let Err(error) = done
+            && error.raw_os_error() != Some(libc::ENODEV)
+        {
+            tracing::warn!(%error, ?devices, "devices of removed containers are left; `recover` removes them");
+        }
     }
 
     /// Adds what leads to a sandbox.

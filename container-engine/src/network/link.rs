@@ -16,8 +16,8 @@ use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
-        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage, LinkMessageBuffer,
+        BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage, LinkMessageBuffer,
     },
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMessageBuffer, RouteProtocol, RouteScope,
@@ -33,6 +33,9 @@ const GETLINK: u16 = 18;
 const NEWADDR: u16 = 20;
 const NEWROUTE: u16 = 24;
 const GETROUTE: u16 = 26;
+
+/// Device group of those to be removed; a number nobody else will have chosen.
+const DOOMED: u32 = 0x6564_6765;
 
 /// A device of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +193,33 @@ pub fn up(name: &str) -> Request {
     message.header.change_mask |= LinkFlags::Up;
     message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
     request(NEWLINK, 0, &message)
+}
+
+/// Has a bridge's port carry nothing, at once.
+pub fn cut_off(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::State(BridgePortState::Disabled)])),
+        ]),
+    ];
+    request(NEWLINK, 0, &message)
+}
+
+/// Puts a device among those that [`delete_doomed`] removes.
+pub fn doom(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Group(DOOMED)];
+    request(NEWLINK, 0, &message)
+}
+
+/// Removes all devices that were put there by [`doom`].
+pub fn delete_doomed() -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::Group(DOOMED)];
+    request(DELLINK, 0, &message)
 }
 
 /// Removes a device; of a veth pair the other end goes too.

@@ -61,7 +61,7 @@ pub struct Networks(Arc<Inner>);
 struct Inner {
     options: Options,
     state: State,
-    host: Host,
+    host: Arc<Host>,
     book: Mutex<Book>,
     /// One attachment or removal of a sandbox at a time.
     gates: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -85,7 +85,7 @@ impl Networks {
             cni: cni::Cni::new(options.cni.clone(), &options.data_dir),
             options,
             state,
-            host,
+            host: Arc::new(host),
             book: Mutex::default(),
             gates: Mutex::default(),
             networks: Arc::default(),

@@ -40,6 +40,7 @@ impl Networks {
         }
         let this = self.clone();
         let report = blocking(move || {
+            this.0.host.remove_doomed();
             this.0.sweep(&mut report)?;
             for sandbox in kept {
                 this.0.mend(&sandbox, &mut report);
