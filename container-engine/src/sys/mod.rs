@@ -2,5 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod attr;
-
+pub mod bpf;
 pub mod netns;
+pub mod process;
+pub mod seccomp;
