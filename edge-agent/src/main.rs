@@ -22,6 +22,11 @@ use clap::Parser;
 static ALLOCATOR: board::sys::allocator::Allocator = board::sys::allocator::Allocator;
 
 fn main() -> ExitCode {
+    // Shims, runtimes and the like, before anything that they would carry for nothing (or that starts a thread).
+    let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
+    if let Some(code) = container_engine::verb::dispatch(&args) {
+        return code;
+    }
     board::sys::allocator::give_back_at_once();
     // One provider for every part of the program that speaks TLS; a second install cannot happen here.
     let _ = rustls::crypto::ring::default_provider().install_default();

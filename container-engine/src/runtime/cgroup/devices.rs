@@ -28,14 +28,14 @@ const ALL: u32 = MKNOD | READ | WRITE;
 const ALWAYS: [(char, Option<u32>, Option<u32>, u32); 10] = [
     ('c', None, None, MKNOD),
     ('b', None, None, MKNOD),
-    ('c', Some(1), Some(3), ALL),    // null
-    ('c', Some(1), Some(5), ALL),    // zero
-    ('c', Some(1), Some(7), ALL),    // full
-    ('c', Some(1), Some(8), ALL),    // random
-    ('c', Some(1), Some(9), ALL),    // urandom
-    ('c', Some(5), Some(0), ALL),    // tty
-    ('c', Some(5), Some(2), ALL),    // ptmx
-    ('c', Some(136), None, ALL),     // pts
+    ('c', Some(1), Some(3), ALL), // null
+    ('c', Some(1), Some(5), ALL), // zero
+    ('c', Some(1), Some(7), ALL), // full
+    ('c', Some(1), Some(8), ALL), // random
+    ('c', Some(1), Some(9), ALL), // urandom
+    ('c', Some(5), Some(0), ALL), // tty
+    ('c', Some(5), Some(2), ALL), // ptmx
+    ('c', Some(136), None, ALL),  // pts
 ];
 
 /// Where a list of rules leads.
@@ -87,12 +87,16 @@ impl Rules {
 
     /// The lines for version 1: `(file, line)` in order.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
-        let (all, file) = if self.allow { ("devices.allow", "devices.deny") } else { ("devices.deny", "devices.allow") };
+        let (all, file) =
+            if self.allow { ("devices.allow", "devices.deny") } else { ("devices.deny", "devices.allow") };
         let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
         let mut lines = vec![(all, "a".to_owned())];
         for (device, access) in &self.exceptions {
-            let letters: String =
-                [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')].iter().filter(|(bit, _)| access & bit != 0).map(|(_, c)| *c).collect();
+            let letters: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
+                .iter()
+                .filter(|(bit, _)| access & bit != 0)
+                .map(|(_, c)| *c)
+                .collect();
             let line = format!("{} {}:{} {letters}", device.kind, number(device.major), number(device.minor));
             lines.push((file, line));
         }
@@ -102,7 +106,12 @@ impl Rules {
     /// The program for version 2: returns 1 where the access is allowed.
     pub fn program(&self) -> Vec<Instruction> {
         // Registers: 2 kind, 3 access, 4 major, 5 minor, 1 scratch (the context is not needed after the loads).
-        let op = |code, to: u8, from: u8, offset, immediate| Instruction { code, registers: from << 4 | to, offset, immediate };
+        let op = |code, to: u8, from: u8, offset, immediate| Instruction {
+            code,
+            registers: from << 4 | to,
+            offset,
+            immediate,
+        };
         let mut program = vec![
             op(LOAD_WORD, 2, 1, 0, 0),
             op(MOVE, 3, 2, 0, 0),

@@ -217,7 +217,6 @@ pub(super) fn apply_v1(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()
     Ok(())
 }
 
-#[expect(deprecated, reason = "the OCI's kernel memory limit is read in order to be refused or ignored like runc does")]
 fn memory_v1(to: &Target<'_>, memory: &LinuxMemory) -> Result<(), CgroupError> {
     const LIMIT: &str = "memory.limit_in_bytes";
     const BOTH: &str = "memory.memsw.limit_in_bytes";
@@ -245,7 +244,6 @@ fn memory_v1(to: &Target<'_>, memory: &LinuxMemory) -> Result<(), CgroupError> {
         to.write("memory.kmem.tcp.limit_in_bytes", tcp)?;
     }
     // `kernel` was taken out of the kernel in 5.16; like runc, it is passed over.
-    let _ = memory.kernel();
     if let Some(swappiness) = memory.swappiness() {
         to.write("memory.swappiness", swappiness)?;
     }

@@ -70,11 +70,6 @@ impl Cgroup {
         if groups.is_empty() { Err(CgroupError::NotMounted) } else { Ok(Self { groups, unified: false }) }
     }
 
-    /// For `state` files and `events`: each hierarchy's folder.
-    pub fn paths(&self) -> impl Iterator<Item = (&str, &Path)> {
-        self.groups.iter().map(|(name, path)| (name.as_str(), path.as_path()))
-    }
-
     pub fn is_unified(&self) -> bool {
         self.unified
     }
@@ -115,10 +110,9 @@ impl Cgroup {
     fn set_devices(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let rules = devices::Rules::new(resources.devices().as_deref().unwrap_or_default());
         if !self.unified {
-            let folder = self.folder("devices").ok_or(CgroupError::NoController {
-                controller: "devices",
-                limit: "linux.resources.devices",
-            })?;
+            let folder = self
+                .folder("devices")
+                .ok_or(CgroupError::NoController { controller: "devices", limit: "linux.resources.devices" })?;
             return rules.lines().iter().try_for_each(|(file, line)| write(&folder.join(file), line));
         }
         let path = &self.groups[0].1;
@@ -129,9 +123,8 @@ impl Cgroup {
 
     /// Freezes or thaws every process, and waits until that is so.
     pub fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
-        let folder = self
-            .folder("freezer")
-            .ok_or(CgroupError::NoController { controller: "freezer", limit: "pause" })?;
+        let folder =
+            self.folder("freezer").ok_or(CgroupError::NoController { controller: "freezer", limit: "pause" })?;
         let end = Instant::now() + PATIENCE;
         let (file, value) = match (self.unified, frozen) {
             (true, frozen) => (folder.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
@@ -226,7 +219,17 @@ fn hierarchies() -> Result<Vec<(String, PathBuf)>, CgroupError> {
 
 fn parse_hierarchies(table: &str) -> Vec<(String, PathBuf)> {
     const KNOWN: [&str; 12] = [
-        "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "perf_event", "net_cls",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "memory",
+        "devices",
+        "freezer",
+        "blkio",
+        "pids",
+        "hugetlb",
+        "perf_event",
+        "net_cls",
         "net_prio",
     ];
     let mut found: Vec<(String, PathBuf)> = Vec::new();
@@ -256,7 +259,11 @@ fn collect(folder: &Path, pids: &mut Vec<i32>) {
 
 fn below(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Removes a group and those below it; false while something is still in one.

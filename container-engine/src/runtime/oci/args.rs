@@ -107,9 +107,9 @@ fn long(name: &str) -> &str {
 /// A signal by number or name.
 pub(super) fn signal(text: &str) -> Result<i32, Failure> {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
-        "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
-        "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
     ];
     let unknown = || Failure::new(format!("unknown signal {text:?}"));
     if let Ok(number) = text.parse::<i32>() {
@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn flags_and_words_are_told_apart() {
-        let args: Vec<OsString> = ["--pid-file", "/p", "-d", "--env=A=b", "id", "sh", "-c", "x"].map(OsString::from).into();
+        let args: Vec<OsString> =
+            ["--pid-file", "/p", "-d", "--env=A=b", "id", "sh", "-c", "x"].map(OsString::from).into();
         let (read, rest) = Args::read(&args, &["pid-file", "env"], &["detach"], Some(1)).unwrap();
         assert_eq!(read.value("pid-file"), Some("/p"));
         assert!(read.has("detach"));
@@ -141,7 +142,9 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (text, want) in [("9", Some(9)), ("KILL", Some(9)), ("sigterm", Some(15)), ("RTMIN+3", Some(37)), ("X", None), ("99", None)] {
+        for (text, want) in
+            [("9", Some(9)), ("KILL", Some(9)), ("sigterm", Some(15)), ("RTMIN+3", Some(37)), ("X", None), ("99", None)]
+        {
             assert_eq!(signal(text).ok(), want, "{text}");
         }
     }

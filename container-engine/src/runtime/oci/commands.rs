@@ -30,7 +30,9 @@ pub(super) fn run(verb: &str, root: &Path, args: &[OsString]) -> Result<ExitCode
     let one = |valued: &[&str], plain: &[&str]| -> Result<(Args, String), Failure> {
         let (read, _) = Args::read(args, valued, plain, None)?;
         let id = read.words.first().cloned();
-        let id = id.ok_or_else(|| Failure::usage(format!("{verb}: \"{verb}\" requires a minimum of 1 argument, a container ID")))?;
+        let id = id.ok_or_else(|| {
+            Failure::usage(format!("{verb}: \"{verb}\" requires a minimum of 1 argument, a container ID"))
+        })?;
         Ok((read, id))
     };
     match verb {
@@ -99,8 +101,12 @@ fn start(root: &Path, id: &str) -> Result<(), Failure> {
     match record.status(root) {
         Status::Created => {}
         Status::Stopped => return Err(Failure::new("cannot start a container that has stopped")),
-        Status::Creating => return Err(Failure::new("cannot start a container that is being created: not in created state")),
-        Status::Running | Status::Paused => return Err(Failure::new("cannot start an already running container: not in created state")),
+        Status::Creating => {
+            return Err(Failure::new("cannot start a container that is being created: not in created state"));
+        }
+        Status::Running | Status::Paused => {
+            return Err(Failure::new("cannot start an already running container: not in created state"));
+        }
     }
     let socket = root.join(id).join(SOCKET);
     NotifySocket::new(&socket).notify_container_start().map_err(Failure::from_error)?;
@@ -220,9 +226,25 @@ fn pause(root: &Path, id: &str, frozen: bool) -> Result<(), Failure> {
 
 fn update(root: &Path, args: &[OsString]) -> Result<(), Failure> {
     let valued = [
-        "resources", "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period", "cpu-rt-runtime",
-        "cpuset-cpus", "cpuset-mems", "cpu-idle", "kernel-memory", "kernel-memory-tcp", "memory", "memory-reservation",
-        "memory-swap", "pids-limit", "l3-cache-schema", "mem-bw-schema",
+        "resources",
+        "blkio-weight",
+        "cpu-period",
+        "cpu-quota",
+        "cpu-burst",
+        "cpu-share",
+        "cpu-rt-period",
+        "cpu-rt-runtime",
+        "cpuset-cpus",
+        "cpuset-mems",
+        "cpu-idle",
+        "kernel-memory",
+        "kernel-memory-tcp",
+        "memory",
+        "memory-reservation",
+        "memory-swap",
+        "pids-limit",
+        "l3-cache-schema",
+        "mem-bw-schema",
     ];
     let (read, _) = Args::read(args, &valued, &[], None)?;
     let id = read.words.first().ok_or_else(|| Failure::usage("update requires a container ID"))?;
@@ -243,7 +265,9 @@ fn update(root: &Path, args: &[OsString]) -> Result<(), Failure> {
 
 fn resources_of(read: &Args) -> Result<LinuxResources, Failure> {
     let mut cpu = LinuxCpu::default();
-    cpu.set_shares(read.number("cpu-share")?).set_period(read.number("cpu-period")?).set_quota(read.number("cpu-quota")?);
+    cpu.set_shares(read.number("cpu-share")?)
+        .set_period(read.number("cpu-period")?)
+        .set_quota(read.number("cpu-quota")?);
     cpu.set_burst(read.number("cpu-burst")?).set_idle(read.number("cpu-idle")?);
     cpu.set_realtime_period(read.number("cpu-rt-period")?).set_realtime_runtime(read.number("cpu-rt-runtime")?);
     cpu.set_cpus(read.value("cpuset-cpus").map(str::to_owned)).set_mems(read.value("cpuset-mems").map(str::to_owned));
@@ -278,8 +302,18 @@ fn bytes(read: &Args, name: &str) -> Result<Option<i64>, Failure> {
 
 fn exec(root: &Path, args: &[OsString]) -> Result<ExitCode, Failure> {
     let valued = [
-        "console-socket", "cwd", "env", "user", "additional-gids", "process", "pid-file", "process-label", "apparmor", "cap",
-        "preserve-fds", "cgroup",
+        "console-socket",
+        "cwd",
+        "env",
+        "user",
+        "additional-gids",
+        "process",
+        "pid-file",
+        "process-label",
+        "apparmor",
+        "cap",
+        "preserve-fds",
+        "cgroup",
     ];
     let (mut read, rest) = Args::read(args, &valued, &["tty", "detach", "no-new-privs", "ignore-paused"], Some(1))?;
     if read.words.is_empty() {
@@ -326,7 +360,8 @@ fn process_of(record: &Record, read: &Args) -> Result<Process, Failure> {
     let mut env = process.env().clone().unwrap_or_default();
     env.extend(read.values("env").map(str::to_owned));
     process.set_env(Some(env));
-    let number = |text: &str| text.parse::<u32>().map_err(|_| Failure::usage(format!("{text:?} is no user or group number")));
+    let number =
+        |text: &str| text.parse::<u32>().map_err(|_| Failure::usage(format!("{text:?} is no user or group number")));
     if let Some(user) = read.value("user") {
         let (uid, gid) = user.split_once(':').map_or((user, None), |(uid, gid)| (uid, Some(gid)));
         process.user_mut().set_uid(number(uid)?);
@@ -385,11 +420,11 @@ fn run_container(root: &Path, id: &str, read: &Args) -> Result<ExitCode, Failure
 
 /// Passes signals on to a child until it ends; its exit code is ours.
 fn follow(pid: i32, signals: &std::os::fd::OwnedFd) -> Result<ExitCode, Failure> {
-    use rustix::process::{WaitOptions, waitpid};
+    use rustix::process::{WaitOptions, wait};
     let child = Pid::from_raw(pid).ok_or_else(|| Failure::new("the process has no id"))?;
     loop {
         let end = loop {
-            match waitpid(None, WaitOptions::NOHANG) {
+            match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if pid == child => break Some(status),
                 Ok(Some(_)) => {}
                 Ok(None) => break None,
@@ -397,7 +432,8 @@ fn follow(pid: i32, signals: &std::os::fd::OwnedFd) -> Result<ExitCode, Failure>
             }
         };
         if let Some(status) = end {
-            let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(255);
+            let code =
+                status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(255);
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(255)));
         }
         match system::next_signal(signals).map_err(Failure::from_error)? {

@@ -76,7 +76,8 @@ pub(super) fn list(root: &Path, as_json: bool, quiet: bool) -> Result<(), Failur
 
 pub(super) fn events(root: &Path, record: &Record, once: bool, interval: Option<&str>) -> Result<(), Failure> {
     let seconds = interval.map(|text| text.trim_end_matches('s').parse::<u64>()).transpose();
-    let seconds = seconds.map_err(|_| Failure::usage("--interval is a number of seconds, such as 5s"))?.unwrap_or(5).max(1);
+    let seconds =
+        seconds.map_err(|_| Failure::usage("--interval is a number of seconds, such as 5s"))?.unwrap_or(5).max(1);
     if !record.is_alive() {
         return Err(Failure::new("container not running"));
     }
@@ -179,6 +180,7 @@ pub(super) fn features() -> Result<(), Failure> {
 pub(super) fn spec(bundle: &Path) -> Result<(), Failure> {
     let path = bundle.join("config.json");
     let text = serde_json::to_vec_pretty(&Spec::default()).map_err(Failure::from_error)?;
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| Failure::at(&path, error))?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| Failure::at(&path, error))?;
     file.write_all(&text).map_err(|error| Failure::at(&path, error))
 }

@@ -60,7 +60,7 @@ impl Executor for Init {
         if self.0.is_exec {
             return Err(ExecutorError::Other(message));
         }
-        let _ = rustix::io::write(rustix::stdio::stderr(), format!("{message}\n").as_bytes());
+        let _ = rustix::io::write(io::stderr().as_fd(), format!("{message}\n").as_bytes());
         std::process::exit(code)
     }
 }
@@ -86,7 +86,8 @@ impl Plan {
         let entered = rustix::process::chdir(process.cwd());
         self.become_user()?;
         if entered.is_err() {
-            rustix::process::chdir(process.cwd()).map_err(failed(format!("cannot chdir to cwd ({:?}) set in config.json", process.cwd())))?;
+            rustix::process::chdir(process.cwd())
+                .map_err(failed(format!("cannot chdir to cwd ({:?}) set in config.json", process.cwd())))?;
         }
         let here = rustix::process::getcwd(Vec::new()).map_err(failed("the working directory cannot be named"))?;
         if here.as_bytes().first() != Some(&b'/') {
@@ -102,7 +103,8 @@ impl Plan {
     /// Its terminal belongs to the user, and its streams too where they are pipes (programs open `/dev/stdout` again).
     fn prepare_terminal(&self) -> Result<(), String> {
         let uid = self.process.user().uid();
-        for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        for fd in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
             let Ok(stat) = rustix::fs::fstat(fd) else { continue };
             let null = stat.st_rdev == rustix::fs::makedev(1, 3);
             if stat.st_uid == uid || null {
@@ -115,7 +117,8 @@ impl Plan {
         if let Some(size) = size {
             let number = |number: u64| u16::try_from(number).map_err(|_| format!("a terminal has no {number} lines"));
             let (width, height) = (number(size.width())?, number(size.height())?);
-            system::set_terminal_size(rustix::stdio::stdin(), width, height).map_err(failed("cannot set the terminal's size"))?;
+            system::set_terminal_size(io::stdin().as_fd(), width, height)
+                .map_err(failed("cannot set the terminal's size"))?;
         }
         Ok(())
     }
@@ -141,8 +144,10 @@ impl Plan {
             result => result.map_err(failed("cannot set the additional groups"))?,
         }
         let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-        rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed(format!("cannot become group {}", user.gid())))?;
-        rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed(format!("cannot become user {}", user.uid())))?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid)
+            .map_err(failed(format!("cannot become group {}", user.gid())))?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)
+            .map_err(failed(format!("cannot become user {}", user.uid())))?;
         rustix::thread::set_keep_capabilities(false).map_err(failed("cannot stop keeping capabilities"))?;
         let filter_needs = match (&self.filter, self.process.no_new_privileges()) {
             (Some(_), Some(true)) | (None, _) => CapabilitySet::empty(),
@@ -163,7 +168,9 @@ impl Plan {
     }
 
     fn set_capabilities(&self, besides: CapabilitySet) -> Result<(), String> {
-        let part = |part: fn(&oci_spec::runtime::LinuxCapabilities) -> &Option<Capabilities>| self.set(Capabilities::clone, part);
+        let part = |part: fn(&oci_spec::runtime::LinuxCapabilities) -> &Option<Capabilities>| {
+            self.set(Capabilities::clone, part)
+        };
         let sets = CapabilitySets {
             effective: part(|caps| caps.effective()) | besides,
             permitted: part(|caps| caps.permitted()) | besides,
@@ -177,7 +184,8 @@ impl Plan {
         let ambient = part(|caps| caps.ambient());
         for bit in (0..64).filter(|bit| ambient.bits() & 1 << bit != 0) {
             // One that is not permitted and inheritable cannot be ambient: runc passes over it as well.
-            let _ = rustix::thread::configure_capability_in_ambient_set(CapabilitySet::from_bits_retain(1 << bit), true);
+            let _ =
+                rustix::thread::configure_capability_in_ambient_set(CapabilitySet::from_bits_retain(1 << bit), true);
         }
         Ok(())
     }
@@ -219,7 +227,11 @@ impl Plan {
         if self.foreign || read.is_err() || !head.starts_with(b"\x7fELF") {
             return Ok(());
         }
-        let machine = if head[5] == 2 { u16::from_be_bytes([head[18], head[19]]) } else { u16::from_le_bytes([head[18], head[19]]) };
+        let machine = if head[5] == 2 {
+            u16::from_be_bytes([head[18], head[19]])
+        } else {
+            u16::from_le_bytes([head[18], head[19]])
+        };
         let ours: &[u16] = match std::env::consts::ARCH {
             "x86_64" => &[62, 3],
             "aarch64" => &[183, 40],
@@ -229,7 +241,10 @@ impl Plan {
             return Ok(());
         }
         let name = self.process.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default();
-        Err(format!("exec: {name:?}: exec format error (the file is for ELF machine {machine}, this is {})", std::env::consts::ARCH))
+        Err(format!(
+            "exec: {name:?}: exec format error (the file is for ELF machine {machine}, this is {})",
+            std::env::consts::ARCH
+        ))
     }
 
     /// Runs the command; returns (exit code, why) only if that fails.

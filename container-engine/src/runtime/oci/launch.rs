@@ -22,9 +22,7 @@ use libcontainer::{
     syscall::syscall::SyscallType,
     validator::Validator,
 };
-use oci_spec::runtime::{
-    LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec, User,
-};
+use oci_spec::runtime::{LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec, User};
 
 use super::{
     Failure,
@@ -33,7 +31,7 @@ use super::{
     state::{Record, SOCKET, process_start},
 };
 use crate::{
-    runtime::{Status, cgroup::Cgroup, seccomp},
+    runtime::{Status, seccomp},
     sys::process as system,
 };
 
@@ -132,7 +130,10 @@ pub(super) fn exec(root: &Path, record: &Record, process: Process, options: &Opt
         Status::Running => {}
         Status::Paused => return Err(Failure::new("cannot exec in a paused container")),
         status => {
-            return Err(Failure::new(format!("cannot exec in a container that is not running ({})", super::state::name(status))));
+            return Err(Failure::new(format!(
+                "cannot exec in a container that is not running ({})",
+                super::state::name(status)
+            )));
         }
     }
     let original = load(&record.bundle.join("config.json"))?;
@@ -183,7 +184,10 @@ pub(super) fn exec(root: &Path, record: &Record, process: Process, options: &Opt
         Ok(pid)
     } else {
         kill(pid);
-        Err(Failure::new(format!("exec failed: unable to start container process: {}", String::from_utf8_lossy(&message))))
+        Err(Failure::new(format!(
+            "exec failed: unable to start container process: {}",
+            String::from_utf8_lossy(&message)
+        )))
     }
 }
 
@@ -206,17 +210,21 @@ fn start_process(
     let terminal = plan.process.terminal() == Some(true);
     let console = match (&options.console_socket, terminal) {
         (Some(path), true) => Some(connect(path)?),
-        (None, true) => return Err(Failure::new("cannot allocate tty if runc will detach without setting console socket")),
-        (Some(_), false) => return Err(Failure::new("cannot use console socket if runc will not detach or allocate tty")),
+        (None, true) => {
+            return Err(Failure::new("cannot allocate tty if runc will detach without setting console socket"));
+        }
+        (Some(_), false) => {
+            return Err(Failure::new("cannot use console socket if runc will not detach or allocate tty"));
+        }
         (None, false) => None,
     };
     if let Some(adjust) = plan.process.oom_score_adj() {
         // Inherited by all that follows; this process ends soon.
-        fs::write("/proc/self/oom_score_adj", adjust.to_string()).map_err(|error| {
-            Failure::new(format!("cannot set oom_score_adj to {adjust}: {error}"))
-        })?;
+        fs::write("/proc/self/oom_score_adj", adjust.to_string())
+            .map_err(|error| Failure::new(format!("cannot set oom_score_adj to {adjust}: {error}")))?;
     }
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(Failure::from_error)?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(Failure::from_error)?;
     let args = ContainerArgs {
         container_type: exec_notify
             .map_or(ContainerType::InitContainer, |exec_notify_fd| ContainerType::TenantContainer { exec_notify_fd }),
@@ -243,8 +251,9 @@ fn start_process(
         pid_file: None,
     };
     let verb = if exec_notify.is_some() { "exec failed" } else { "runc create failed" };
-    let pid = container_main_process(&args)
-        .map_err(|error| Failure::new(format!("{verb}: unable to start container process: {}", super::chain(&error))))?;
+    let pid = container_main_process(&args).map_err(|error| {
+        Failure::new(format!("{verb}: unable to start container process: {}", super::chain(&error)))
+    })?;
     Ok(pid.as_raw())
 }
 
@@ -289,7 +298,10 @@ fn strip(spec: &mut Spec, process: &Process) {
 
 fn check(spec: &Spec) -> Result<(), Failure> {
     if !spec.version().starts_with("1.") {
-        return Err(Failure::new(format!("config.json is for version {} of the specification; this runtime knows 1.x", spec.version())));
+        return Err(Failure::new(format!(
+            "config.json is for version {} of the specification; this runtime knows 1.x",
+            spec.version()
+        )));
     }
     Validator::validate_spec(spec).map_err(Failure::from_error)?;
     let linux = spec.linux().as_ref().ok_or_else(|| Failure::new("config.json has no linux section"))?;
@@ -300,7 +312,12 @@ fn check(spec: &Spec) -> Result<(), Failure> {
     if !process.cwd().is_absolute() {
         return Err(Failure::new("Cwd must be an absolute path"));
     }
-    if linux.personality().as_ref().and_then(|personality| personality.flags().as_ref()).is_some_and(|flags| !flags.is_empty()) {
+    if linux
+        .personality()
+        .as_ref()
+        .and_then(|personality| personality.flags().as_ref())
+        .is_some_and(|flags| !flags.is_empty())
+    {
         return Err(Failure::new("linux.personality.flags are not supported"));
     }
     let label = process.selinux_label().as_ref().is_some_and(|label| !label.is_empty());
@@ -334,7 +351,8 @@ fn cgroup_path(spec: &Spec, id: &str) -> PathBuf {
 /// A user namespace with mappings is made here and joined by path: libcontainer would need `newuidmap` on the host.
 fn new_user_namespace(spec: &mut Spec) -> Result<Option<OwnedFd>, Failure> {
     let Some(linux) = spec.linux_mut() else { return Ok(None) };
-    let (uids, gids) = (linux.uid_mappings().clone().unwrap_or_default(), linux.gid_mappings().clone().unwrap_or_default());
+    let (uids, gids) =
+        (linux.uid_mappings().clone().unwrap_or_default(), linux.gid_mappings().clone().unwrap_or_default());
     let Some(namespaces) = linux.namespaces().clone() else { return Ok(None) };
     let Some(user) = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User) else {
         return Ok(None);
@@ -438,4 +456,3 @@ fn write_pid(options: &Options, pid: i32) -> Result<(), Failure> {
     new.push(".new");
     fs::write(&new, pid.to_string()).and_then(|()| fs::rename(&new, path)).map_err(|error| Failure::at(path, error))
 }
-

@@ -6,8 +6,7 @@
 //! such a mount is made here too, so that the order of the configuration holds.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -94,18 +93,21 @@ fn propagation(option: &str) -> Option<MountPropagationFlags> {
         Some(kind) => (kind, MountPropagationFlags::REC),
         None => (option, MountPropagationFlags::empty()),
     };
-    Some(deep | match kind {
-        "private" => MountPropagationFlags::PRIVATE,
-        "shared" => MountPropagationFlags::SHARED,
-        "slave" => MountPropagationFlags::DOWNSTREAM,
-        "unbindable" => MountPropagationFlags::UNBINDABLE,
-        _ => return None,
-    })
+    Some(
+        deep | match kind {
+            "private" => MountPropagationFlags::PRIVATE,
+            "shared" => MountPropagationFlags::SHARED,
+            "slave" => MountPropagationFlags::DOWNSTREAM,
+            "unbindable" => MountPropagationFlags::UNBINDABLE,
+            _ => return None,
+        },
+    )
 }
 
 fn prepare(mount: &Mount, mapped: bool, user_namespace: Option<&OwnedFd>) -> Result<Kind, Failure> {
     let destination = mount.destination();
-    let told = |error: io::Error| Failure::new(format!("cannot prepare the mount on {}: {error}", destination.display()));
+    let told =
+        |error: io::Error| Failure::new(format!("cannot prepare the mount on {}: {error}", destination.display()));
     let options = mount.options().as_deref().unwrap_or_default();
     let has = |name: &str| options.iter().any(|option| option == name);
     let bind = mount.typ().as_deref() == Some("bind") || has("bind") || has("rbind");
@@ -113,7 +115,10 @@ fn prepare(mount: &Mount, mapped: bool, user_namespace: Option<&OwnedFd>) -> Res
     let source = mount.source().as_ref().map_or_else(String::new, |path| path.display().to_string());
     if !bind {
         if mapped {
-            return Err(Failure::new(format!("the mount on {} has id mappings, which only bind mounts may have", destination.display())));
+            return Err(Failure::new(format!(
+                "the mount on {} has id mappings, which only bind mounts may have",
+                destination.display()
+            )));
         }
         let data: Vec<_> = parsed.data.iter().filter(|option| *option != "tmpcopyup").map(String::as_str).collect();
         let flags = MountFlags::from_bits_truncate(u32::try_from(parsed.flags.bits()).unwrap_or(0));
@@ -129,7 +134,12 @@ fn prepare(mount: &Mount, mapped: bool, user_namespace: Option<&OwnedFd>) -> Res
         Failure::new(format!("cannot open {source}, the source of the mount on {}: {error}", destination.display()))
     })?;
     let mut set = 0;
-    for (flag, bit) in [("ro", attr::MOUNT_ATTR_RDONLY), ("nosuid", attr::MOUNT_ATTR_NOSUID), ("nodev", attr::MOUNT_ATTR_NODEV), ("noexec", libc::MOUNT_ATTR_NOEXEC)] {
+    for (flag, bit) in [
+        ("ro", attr::MOUNT_ATTR_RDONLY),
+        ("nosuid", attr::MOUNT_ATTR_NOSUID),
+        ("nodev", attr::MOUNT_ATTR_NODEV),
+        ("noexec", libc::MOUNT_ATTR_NOEXEC),
+    ] {
         if has(flag) {
             set |= bit;
         }
@@ -145,15 +155,29 @@ fn prepare(mount: &Mount, mapped: bool, user_namespace: Option<&OwnedFd>) -> Res
                 Some(process::user_namespace(&lines(uids), &lines(gids)).map_err(told)?)
             }
             (None, None) => None,
-            _ => return Err(Failure::new(format!("the mount on {} needs uidMappings and gidMappings", destination.display()))),
+            _ => {
+                return Err(Failure::new(format!(
+                    "the mount on {} needs uidMappings and gidMappings",
+                    destination.display()
+                )));
+            }
         };
         let namespace = own.as_ref().or(user_namespace).ok_or_else(|| {
-            Failure::new(format!("the mount on {} is id-mapped, without mappings and without a user namespace", destination.display()))
+            Failure::new(format!(
+                "the mount on {} is id-mapped, without mappings and without a user namespace",
+                destination.display()
+            ))
         })?;
-        let attributes =
-            attr::Attributes { set: attr::MOUNT_ATTR_IDMAP, user_namespace: Some(namespace.as_fd()), ..Default::default() };
+        let attributes = attr::Attributes {
+            set: attr::MOUNT_ATTR_IDMAP,
+            user_namespace: Some(namespace.as_fd()),
+            ..Default::default()
+        };
         attr::set(&tree, attributes, recursive && has("ridmap")).map_err(|error| {
-            Failure::new(format!("cannot map the ids of {source} for the mount on {}: {error} (can its file system be id-mapped?)", destination.display()))
+            Failure::new(format!(
+                "cannot map the ids of {source} for the mount on {}: {error} (can its file system be id-mapped?)",
+                destination.display()
+            ))
         })?;
     }
     let folder = fs::metadata(&source).map_err(told)?.is_dir();
@@ -204,7 +228,8 @@ fn make_one(mount: &LateMount) -> io::Result<()> {
         }
         Kind::New { kind, source, flags, data, copy_up } => {
             fs::create_dir_all(destination)?;
-            let before = rustix::fs::open(destination, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let before =
+                rustix::fs::open(destination, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
             // Read-only only after copying.
             let first = if *copy_up { *flags - MountFlags::RDONLY } else { *flags };
             let data = std::ffi::CString::new(data.as_str())?;
@@ -287,7 +312,8 @@ fn mask(paths: &[String]) -> Result<(), String> {
     if paths.is_empty() {
         return Ok(());
     }
-    let null = init::open_path(Path::new("/dev/null")).map_err(|error| format!("cannot open /dev/null to mask with: {error}"))?;
+    let null = init::open_path(Path::new("/dev/null"))
+        .map_err(|error| format!("cannot open /dev/null to mask with: {error}"))?;
     let stat = rustix::fs::fstat(&null).map_err(|error| format!("cannot look at /dev/null: {error}"))?;
     let device = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
     // A container that could put something else here would decide what hides its secrets.
@@ -300,11 +326,19 @@ fn mask(paths: &[String]) -> Result<(), String> {
                 Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
                 target => target?,
             };
-            let folder = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) == rustix::fs::FileType::Directory;
+            let folder = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode)
+                == rustix::fs::FileType::Directory;
             if folder {
-                return rustix::mount::mount("tmpfs", path, "tmpfs", MountFlags::RDONLY, Some(c"nr_blocks=1,nr_inodes=1"));
+                return rustix::mount::mount(
+                    "tmpfs",
+                    path,
+                    "tmpfs",
+                    MountFlags::RDONLY,
+                    Some(c"nr_blocks=1,nr_inodes=1"),
+                );
             }
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let flags =
+                OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             init::attach(rustix::mount::open_tree(&null, "", flags)?, target)
         };
         masked().map_err(|error| format!("cannot mask {path}: {error}"))?;

@@ -16,8 +16,14 @@ use crate::sys::seccomp::{Filter, Instruction};
 
 /// For `features`.
 pub(in crate::runtime) const ACTIONS: [&str; 8] = [
-    "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG",
-    "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_TRAP",
 ];
 /// For `features`.
 pub(in crate::runtime) const FLAGS: [&str; 3] =
@@ -171,7 +177,8 @@ fn add_kind(
                 && none.is_empty()
                 && let Some(number) = kind.number(all)
             {
-                let condition = Condition { index: 0, operator: LinuxSeccompOperator::ScmpCmpEq, value: part.into(), second: 0 };
+                let condition =
+                    Condition { index: 0, operator: LinuxSeccompOperator::ScmpCmpEq, value: part.into(), second: 0 };
                 calls.entry(number).or_default().rules.push((vec![condition], answer));
             }
             if let Some(number) = number {
@@ -203,7 +210,11 @@ fn add_kind(
     if let Some(newest) = newest.filter(|_| !allows && fallback != ENOSYS) {
         // Up to where another kind's numbers, or ARM's private ones, begin.
         let end = if kind == Architecture::Arm { 0xf_0000 } else { start | (X32_BIT - 1) };
-        let newer: Vec<u32> = ranges.range(newest + 1..end).filter(|(_, leaf)| **leaf == Leaf::Answer(fallback)).map(|(at, _)| *at).collect();
+        let newer: Vec<u32> = ranges
+            .range(newest + 1..end)
+            .filter(|(_, leaf)| **leaf == Leaf::Answer(fallback))
+            .map(|(at, _)| *at)
+            .collect();
         for at in newer {
             ranges.insert(at, Leaf::Answer(ENOSYS));
         }

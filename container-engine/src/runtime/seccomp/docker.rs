@@ -74,7 +74,11 @@ impl Group {
         Rule {
             name: None,
             names: Some(self.names.split_ascii_whitespace().map(str::to_owned).collect()),
-            action: if self.errno.is_some() { LinuxSeccompAction::ScmpActErrno } else { LinuxSeccompAction::ScmpActAllow },
+            action: if self.errno.is_some() {
+                LinuxSeccompAction::ScmpActErrno
+            } else {
+                LinuxSeccompAction::ScmpActAllow
+            },
             errno_ret: self.errno,
             args: self.namespaces.then(flags),
             includes: (includes != Condition::default()).then_some(includes),
@@ -86,7 +90,8 @@ impl Group {
 /// The flags of `clone` that make namespaces (`CLONE_NEWNS` to `CLONE_NEWNET`, `CLONE_NEWCGROUP`).
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
 /// Families of sockets besides the first three: not `AF_ALG`, not `AF_VSOCK`.
-const SOCKETS: &[u64] = &[7, 8, 9, 10, 13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44, 45];
+const SOCKETS: &[u64] =
+    &[7, 8, 9, 10, 13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44, 45];
 /// `personality`: the plain ones, and asking.
 const PERSONALITIES: &[u64] = &[0, 8, 131072, 131080, 4294967295];
 

@@ -2,7 +2,12 @@
 
 use oci_spec::runtime::LinuxSeccomp;
 
-use super::{architecture::Architecture, compile::compile_for, docker_default, profile::{Host, Profile}};
+use super::{
+    architecture::Architecture,
+    compile::compile_for,
+    docker_default,
+    profile::{Host, Profile},
+};
 use crate::sys::seccomp::Instruction;
 
 const ALLOW: u32 = 0x7fff_0000;
@@ -150,7 +155,9 @@ fn other_kinds_of_programs() {
     let filter = compile_for(&profile(&of(r#""SCMP_ARCH_ARM""#)), Architecture::Aarch64).unwrap();
     for kind in [Architecture::Aarch64, Architecture::Arm] {
         assert_eq!(run(&filter.program, kind.token(), kind.number("read").unwrap(), [0; 6]).0, ALLOW);
-        assert_eq!(run(&filter.program, kind.token(), kind.number("openat").unwrap(), [0; 6]).0, EPERM.min(ENOSYS).max(EPERM));
+        // ARM's number of it is above every one that the profile names.
+        let unnamed = if kind == Architecture::Arm { ENOSYS } else { EPERM };
+        assert_eq!(run(&filter.program, kind.token(), kind.number("openat").unwrap(), [0; 6]).0, unnamed);
     }
 }
 
@@ -179,7 +186,8 @@ fn dockers_default() {
     let ask = |caps: &[&str], call: &str, args| {
         let program = compile_for(&docker(caps), Architecture::X86_64).unwrap().program;
         let (answer, steps) = run(&program, token, Architecture::X86_64.number(call).unwrap(), args);
-        assert!(steps < 80, "{call} takes {steps} steps");
+        // A binary search, but for the one call with thirty conditions.
+        assert!(steps < if call == "socket" { 200 } else { 30 }, "{call} takes {steps} steps");
         answer
     };
     let none = [0_u64; 6];
@@ -207,7 +215,8 @@ fn dockers_default_is_mobys() {
         return;
     };
     let theirs = Profile::parse(&std::fs::read(&file).unwrap()).unwrap();
-    let caps: Vec<String> = theirs.syscalls.iter().flatten().filter_map(|rule| rule.includes.as_ref()?.caps.clone()).flatten().collect();
+    let caps: Vec<String> =
+        theirs.syscalls.iter().flatten().filter_map(|rule| rule.includes.as_ref()?.caps.clone()).flatten().collect();
     let sets = caps.iter().map(|cap| vec![cap.clone()]).chain([vec![], caps.clone()]);
     for set in sets {
         for (architecture, native) in [("amd64", Architecture::X86_64), ("arm64", Architecture::Aarch64)] {
