@@ -17,4 +17,4 @@ pub fn dispatch(args: &[OsString]) -> Option<ExitCode> {
 type Verb = fn(&[OsString]) -> ExitCode;
 
 /// Each room adds its verb here.
-const VERBS: &[(&str, Verb)] = &[("oci-runtime", crate::runtime::main)];
+const VERBS: &[(&str, Verb)] = &[("oci-runtime", crate::runtime::main), ("shim", crate::shim::server::main)];

@@ -44,8 +44,11 @@ pub fn recover(run_dir: &Path, exit_file: &Path) -> io::Result<Recovered> {
         return Ok(Recovered::Alive(record.clone()));
     }
     // In this order: a shim that was just ending wrote the record before it went.
-    if let Some(exit) = ExitRecord::read(exit_file)? {
-        return Ok(Recovered::Exited(exit));
+    // In the run directory it lies when the disk was full.
+    for path in [exit_file, &run_dir.join("exit.json")] {
+        if let Some(exit) = ExitRecord::read(path)? {
+            return Ok(Recovered::Exited(exit));
+        }
     }
     Ok(record.map_or(Recovered::Nothing, |record| {
         let container_lives = record.start.lives(record.pid);

@@ -3,6 +3,7 @@
 
 pub mod attr;
 pub mod bpf;
+pub mod fork;
 pub mod netns;
 pub mod process;
 pub mod seccomp;
