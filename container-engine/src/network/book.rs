@@ -246,7 +246,8 @@ impl Book {
         if network.internal {
             gateways.clear();
         }
-        let number = (0..).find(|n| sandbox.endpoints.iter().all(|e| e.interface.name != format!("eth{n}")));
+        let number =
+            (0..=MAX_NETWORKS).find(|n| sandbox.endpoints.iter().all(|e| e.interface.name != format!("eth{n}")));
         let name = format!("eth{}", number.unwrap_or(0));
         Ok(Endpoint {
             // Another each time: the former device of a container that comes back may be on its way out.
@@ -385,3 +386,6 @@ pub(super) fn check_id(id: &str) -> Result<(), NetworkError> {
     let id: String = id.chars().take(130).collect();
     Err(NetworkError::Invalid(format!("{id:?} cannot be a sandbox: up to 128 letters, digits, '_', '.' or '-'")))
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,15 +128,15 @@ mod tests {
 
     #[test]
     fn resolv_conf_files() {
+        #[track_caller]
+        fn check(host: &HostConf, attached: &Attached, wanted: &Dns, want: &str) {
+            assert_eq!(resolv_conf(host, attached, wanted).trim_end().replace('\n', "|"), want);
+        }
         let host = HostConf {
             servers: vec!["192.0.2.53".parse().unwrap()],
             search: vec!["lan.example".into()],
             options: vec!["edns0".into()],
         };
-        #[track_caller]
-        fn check(host: &HostConf, attached: &Attached, wanted: &Dns, want: &str) {
-            assert_eq!(resolv_conf(host, attached, wanted).trim_end().replace('\n', "|"), want);
-        }
         let plain = Dns::default();
         let host_text = "nameserver 192.0.2.53|search lan.example|options edns0";
         check(&host, &attached("bridge"), &plain, host_text);

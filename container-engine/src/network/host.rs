@@ -155,7 +155,7 @@ impl Host {
     }
 
     /// Makes a namespace with loopback up, held at `path`. Returns it and a socket inside.
-    pub fn make_namespace(&self, path: &Path, ipv6: bool) -> Result<(File, Netlink), NetworkError> {
+    pub fn make_namespace(path: &Path, ipv6: bool) -> Result<(File, Netlink), NetworkError> {
         let folder = path.parent().unwrap_or(path);
         let step = || format!("make the network namespace {}", path.display());
         board::durable::create_dir_all(folder, 0o755).map_err(NetworkError::kernel(step()))?;
@@ -170,7 +170,7 @@ impl Host {
     }
 
     /// Opens a held namespace and a socket inside; new devices there get IPv6 where told.
-    pub fn open_namespace(&self, path: &Path, ipv6: Option<bool>) -> Result<(File, Netlink), NetworkError> {
+    pub fn open_namespace(path: &Path, ipv6: Option<bool>) -> Result<(File, Netlink), NetworkError> {
         let open = || {
             let namespace = File::open(path)?;
             let socket = netns::within(namespace.as_fd(), || {
@@ -223,7 +223,7 @@ impl Host {
     }
 
     /// Sets the default route of a namespace.
-    pub fn route_through(&self, inside: &mut Netlink, endpoint: &Endpoint) -> io::Result<()> {
+    pub fn route_through(inside: &mut Netlink, endpoint: &Endpoint) -> io::Result<()> {
         let found = link::links(inside)?.remove(&endpoint.interface.name).ok_or(io::ErrorKind::NotFound)?;
         let gateways = endpoint.interface.gateways.iter();
         let requests: Vec<_> = gateways.map(|to| link::default_route(found.index, *to)).collect();

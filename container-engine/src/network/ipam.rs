@@ -121,13 +121,12 @@ mod tests {
                     held.remove(&who);
                 } else if !held.contains_key(&who) {
                     let used: HashSet<IpAddr> = held.values().map(|address| IpAddr::V4(*address)).collect();
-                    match choose(subnet, gateway, &used, &who.to_string()) {
-                        Some(address) => {
-                            prop_assert!(usable(subnet, gateway, address) && !used.contains(&address.into()));
-                            held.insert(who, address);
-                        }
-                        None => prop_assert_eq!(held.len(), 13),
-                    }
+                    let Some(address) = choose(subnet, gateway, &used, &who.to_string()) else {
+                        prop_assert_eq!(held.len(), 13);
+                        continue;
+                    };
+                    prop_assert!(usable(subnet, gateway, address) && !used.contains(&address.into()));
+                    held.insert(who, address);
                 }
             }
         }

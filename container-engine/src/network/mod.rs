@@ -36,7 +36,7 @@ mod sysctl;
 mod types;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, btree_map::Entry},
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -218,9 +218,9 @@ impl Inner {
             }
         }
         for (key, network) in copies::<Network>(&self.options.run_dir) {
-            if !book.networks.contains_key(&key) {
-                batch.put(&key, &network)?;
-                book.networks.insert(key, network);
+            if let Entry::Vacant(place) = book.networks.entry(key) {
+                batch.put(place.key(), &network)?;
+                place.insert(network);
             }
         }
         for (key, sandbox) in copies::<Sandbox>(&self.options.run_dir) {

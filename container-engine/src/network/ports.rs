@@ -18,9 +18,9 @@ use rustix::{
 use crate::container::Protocol;
 
 /// A port held by bound sockets; given up when dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Held {
-    _sockets: Vec<OwnedFd>,
+    sockets: Vec<OwnedFd>,
 }
 
 /// Binds `port` (0: a free one) on `address` (none: all); with IPv6 too where `v6`. Returns which.
@@ -30,12 +30,12 @@ pub fn hold(protocol: Protocol, address: Option<IpAddr>, port: u16, v6: bool) ->
         None if v6 => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
         None => vec![Ipv4Addr::UNSPECIFIED.into()],
     };
-    let mut held = Held::default();
+    let mut held = Held { sockets: Vec::new() };
     let mut port = port;
     for address in addresses {
         if let Some((bound, socket)) = bind_one(protocol, SocketAddr::new(address, port))? {
             port = bound;
-            held._sockets.push(socket);
+            held.sockets.push(socket);
         } else if port == 0 {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel cannot name a free port: name one"));
         }

@@ -142,14 +142,14 @@ pub fn rebuild<'a>(networks: impl Iterator<Item = &'a Network> + Clone, redirect
     let loopback = IpNet::from(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
     let loopback6 = IpNet::from(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
     // `route_localnet`, which published ports on 127.0.0.1 need, must not open the host's loopback to containers.
-    batch.rule(TABLE, "guard", &Rule::new().from_devices(BRIDGES.name).to_net(loopback).drop());
+    batch.rule(TABLE, "guard", &Rule::new().iifname_in(BRIDGES.name).daddr(loopback).drop());
 
     let published = [
-        Rule::new().to_net(loopback6).back(),
+        Rule::new().daddr(loopback6).back(),
         Rule::new().dnat(IPV4, PORTS4_AT.name, true),
         Rule::new().dnat(IPV6, PORTS6_AT.name, true),
-        Rule::new().to_local().dnat(IPV4, PORTS4.name, false),
-        Rule::new().to_local().dnat(IPV6, PORTS6.name, false),
+        Rule::new().daddr_is_local().dnat(IPV4, PORTS4.name, false),
+        Rule::new().daddr_is_local().dnat(IPV6, PORTS6.name, false),
     ];
     for rule in &published {
         batch.rule(TABLE, "published", rule);
@@ -160,18 +160,18 @@ pub fn rebuild<'a>(networks: impl Iterator<Item = &'a Network> + Clone, redirect
     let forward = [
         Rule::new().known_connection().accept(),
         Rule::new().between_devices(WITHIN.name).accept(),
-        Rule::new().from_devices(INTERNAL.name).drop(),
-        Rule::new().to_devices(INTERNAL.name).drop(),
-        Rule::new().to_devices(BRIDGES.name).through_port().accept(),
-        Rule::new().to_devices(BRIDGES.name).drop(),
-        Rule::new().from_devices(BRIDGES.name).accept(),
+        Rule::new().iifname_in(INTERNAL.name).drop(),
+        Rule::new().oifname_in(INTERNAL.name).drop(),
+        Rule::new().oifname_in(BRIDGES.name).through_port().accept(),
+        Rule::new().oifname_in(BRIDGES.name).drop(),
+        Rule::new().iifname_in(BRIDGES.name).accept(),
     ];
     for rule in &forward {
         batch.rule(TABLE, "forward", rule);
     }
 
     // A connection of the host from 127.0.0.1 would be answered to the container's own loopback.
-    let from_loopback = Rule::new().from_net(loopback).to_devices(BRIDGES.name).masquerade();
+    let from_loopback = Rule::new().saddr(loopback).oifname_in(BRIDGES.name).masquerade();
     batch.rule(TABLE, "postrouting", &from_loopback);
     for network in networks.clone() {
         for rule in outwards(network) {
@@ -196,10 +196,13 @@ fn outwards(network: &Network) -> Vec<Rule> {
     let mut rules = Vec::new();
     for net in nets.into_iter().flatten() {
         // Through a published port back into the same network: the answer has to come back this way too.
-        rules.push(Rule::new().from_net(net).to_device(true, &network.device).through_port().masquerade());
+        rules.push(Rule::new().saddr(net).oifname(true, &network.device).through_port().masquerade());
         if !network.internal {
-            rules.push(Rule::new().from_net(net).to_device(false, &network.device).masquerade());
+            rules.push(Rule::new().saddr(net).oifname(false, &network.device).masquerade());
         }
     }
     rules
 }
+
+#[cfg(test)]
+mod tests;

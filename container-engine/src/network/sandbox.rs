@@ -6,7 +6,7 @@ use super::{
     AttachError, AttachRequest, Attached, Inner, Interface, NetworkError, Networks, blocking,
     book::Book,
     cni::Wish,
-    host::lock,
+    host::{Host, lock},
     record::{Endpoint, Sandbox},
 };
 use crate::{
@@ -261,7 +261,7 @@ impl Inner {
     /// Makes namespace, interfaces and redirects of a sandbox that is in the book.
     fn build(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), NetworkError> {
         let ipv6 = has_ipv6(&sandbox.endpoints);
-        let (namespace, mut inside) = self.host.make_namespace(&sandbox.netns, ipv6)?;
+        let (namespace, mut inside) = Host::make_namespace(&sandbox.netns, ipv6)?;
         let default = sandbox.default_route();
         for (n, endpoint) in sandbox.endpoints.iter().enumerate() {
             let network = self.network(endpoint)?;
@@ -298,7 +298,7 @@ impl Inner {
     pub(super) fn plug_in(&self, before: &Sandbox, after: &Sandbox) -> Result<(), NetworkError> {
         let new = |endpoint: &&Endpoint| !before.endpoints.contains(endpoint);
         let ipv6 = after.endpoints.iter().filter(new).any(|endpoint| has_ipv6(std::slice::from_ref(endpoint)));
-        let (namespace, mut inside) = self.host.open_namespace(&after.netns, Some(ipv6))?;
+        let (namespace, mut inside) = Host::open_namespace(&after.netns, Some(ipv6))?;
         let default = after.default_route();
         for (n, endpoint) in after.endpoints.iter().enumerate().filter(|(_, endpoint)| new(endpoint)) {
             let network = self.network(endpoint)?;
@@ -317,9 +317,9 @@ impl Inner {
             self.host.delete_link(&endpoint.device).map_err(NetworkError::kernel(step))?;
         }
         if let Some(endpoint) = after.default_route().and_then(|n| after.endpoints.get(n)) {
-            let (_namespace, mut inside) = self.host.open_namespace(&after.netns, None)?;
+            let (_namespace, mut inside) = Host::open_namespace(&after.netns, None)?;
             let step = "set the default route";
-            self.host.route_through(&mut inside, endpoint).map_err(NetworkError::kernel(step))?;
+            Host::route_through(&mut inside, endpoint).map_err(NetworkError::kernel(step))?;
         }
         Ok(())
     }

@@ -64,6 +64,7 @@ pub fn release(at: &Path) -> io::Result<()> {
 pub fn is_held(at: &Path) -> bool {
     /// `NSFS_MAGIC`, `linux/magic.h`. The field's type differs between architectures.
     const NSFS: i64 = 0x6e73_6673;
+    #[allow(clippy::useless_conversion, reason = "it is another type with another C library")]
     rustix::fs::statfs(at).is_ok_and(|fs| i64::try_from(fs.f_type) == Ok(NSFS))
 }
 

@@ -99,7 +99,7 @@ impl Cni {
         };
         self.keep(&kept)?;
         for plugin in &conf.plugins {
-            let input = self.input(&kept, &conf, plugin, kept.result.as_ref());
+            let input = Self::input(&kept, &conf, plugin, kept.result.as_ref());
             match self.call(&kept, &conf, plugin, "ADD", &input).await {
                 Ok(result) => kept.result = result.or(kept.result),
                 Err(error) => {
@@ -127,7 +127,7 @@ impl Cni {
         }
         let previous = kept.result.clone().filter(|_| !kept.version.starts_with("0.3."));
         for plugin in conf.plugins.iter().rev() {
-            let input = self.input(&kept, &conf, plugin, previous.as_ref());
+            let input = Self::input(&kept, &conf, plugin, previous.as_ref());
             self.call(&kept, &conf, plugin, "DEL", &input).await?;
         }
         let path = self.path(sandbox);
@@ -143,7 +143,7 @@ impl Cni {
             return Ok(());
         }
         for plugin in &conf.plugins {
-            let input = self.input(&kept, &conf, plugin, kept.result.as_ref());
+            let input = Self::input(&kept, &conf, plugin, kept.result.as_ref());
             self.call(&kept, &conf, plugin, "CHECK", &input).await?;
         }
         Ok(())
@@ -154,11 +154,11 @@ impl Cni {
         let (_, _, conf) = conf::load(&self.options.conf_dir)?;
         let version = self.version(&conf).await?;
         for plugin in &conf.plugins {
-            let program = self.find(plugin, &self.options.bin_dirs)?;
+            let program = Self::find(plugin, &self.options.bin_dirs)?;
             if version == "1.1.0" {
                 let kept = self.nobody(version);
-                let input = self.input(&kept, &conf, plugin, None);
-                run::run(&program, &self.env(&kept, "STATUS"), &input, self.options.timeout, &conf.name, "STATUS")
+                let input = Self::input(&kept, &conf, plugin, None);
+                run::run(&program, &Self::env(&kept, "STATUS"), &input, self.options.timeout, &conf.name, "STATUS")
                     .await?;
             }
         }
@@ -175,7 +175,7 @@ impl Cni {
         let valid: Vec<_> = valid.iter().map(|id| json!({"containerID": id, "ifname": IFNAME})).collect();
         for plugin in &conf.plugins {
             let kept = self.nobody(version);
-            let mut input = self.input(&kept, &conf, plugin, None);
+            let mut input = Self::input(&kept, &conf, plugin, None);
             input.insert("cni.dev/valid-attachments".into(), valid.clone().into());
             self.call(&kept, &conf, plugin, "GC", &input).await?;
         }
@@ -201,10 +201,10 @@ impl Cni {
         let mut versions = conf.versions.clone();
         // Where the list leaves no choice the plugin itself says what is wrong with it.
         for plugin in conf.plugins.iter().filter(|_| conf.versions.len() > 1) {
-            let program = self.find(plugin, &self.options.bin_dirs)?;
+            let program = Self::find(plugin, &self.options.bin_dirs)?;
             let kept = self.nobody(conf.versions[0]);
             let input = Map::from_iter([("cniVersion".to_owned(), Value::from(conf.versions[0]))]);
-            let env = self.env(&kept, "VERSION");
+            let env = Self::env(&kept, "VERSION");
             let answer = run::run(&program, &env, &input, self.options.timeout, &conf.name, "VERSION").await?;
             let spoken = answer.and_then(|answer| answer.get("supportedVersions").cloned()).unwrap_or_default();
             let spoken = spoken.as_array().cloned().unwrap_or_default();
@@ -219,7 +219,6 @@ impl Cni {
 
     /// The configuration as one plugin gets it (specification, section 4).
     fn input(
-        &self,
         kept: &Kept,
         conf: &ConfList,
         plugin: &Map<String, Value>,
@@ -254,11 +253,11 @@ impl Cni {
         command: &'static str,
         input: &Map<String, Value>,
     ) -> Result<Option<Value>, CniError> {
-        let program = self.find(plugin, &kept.bin_dirs)?;
-        run::run(&program, &self.env(kept, command), input, self.options.timeout, &conf.name, command).await
+        let program = Self::find(plugin, &kept.bin_dirs)?;
+        run::run(&program, &Self::env(kept, command), input, self.options.timeout, &conf.name, command).await
     }
 
-    fn find(&self, plugin: &Map<String, Value>, dirs: &[PathBuf]) -> Result<PathBuf, CniError> {
+    fn find(plugin: &Map<String, Value>, dirs: &[PathBuf]) -> Result<PathBuf, CniError> {
         let name = plugin.get("type").and_then(Value::as_str).unwrap_or_default();
         let found = dirs.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
         found.ok_or_else(|| CniError::NoPlugin {
@@ -267,7 +266,7 @@ impl Cni {
         })
     }
 
-    fn env(&self, kept: &Kept, command: &str) -> Vec<(&'static str, String)> {
+    fn env(kept: &Kept, command: &str) -> Vec<(&'static str, String)> {
         let dirs: Vec<_> = kept.bin_dirs.iter().map(|dir| dir.display().to_string()).collect();
         vec![
             ("CNI_COMMAND", command.to_owned()),

@@ -30,7 +30,8 @@ struct Port {
 
 #[derive(Debug, Deserialize)]
 struct Address {
-    address: IpNet,
+    #[serde(rename = "address")]
+    net: IpNet,
     #[serde(default)]
     gateway: Option<IpAddr>,
     #[serde(default)]
@@ -80,7 +81,7 @@ pub fn attached(result: &Value, network: &str, ifname: &str) -> Result<Attached,
             _ => ifname,
         };
         let Some(interface) = attached.interfaces.iter_mut().find(|interface| interface.name == name) else { continue };
-        interface.addresses.push(ip.address);
+        interface.addresses.push(ip.net);
         interface.gateways.extend(ip.gateway);
         attached.host_gateway = attached.host_gateway.or(ip.gateway);
     }

@@ -43,7 +43,7 @@ impl Place {
         text.lines().map(str::to_owned).collect()
     }
 
-    fn wish(&self) -> Wish {
+    fn wish() -> Wish {
         Wish {
             sandbox: "box".into(),
             netns: Path::new("/proc/self/ns/net").into(),
@@ -64,7 +64,7 @@ fn a_chain_is_added_checked_and_deleted() {
     let place = Place::new("1.0.0");
     place.plugin("first", RESULT);
     place.plugin("second", RESULT);
-    let attached = run(place.cni.add(&place.wish())).unwrap();
+    let attached = run(place.cni.add(&Place::wish())).unwrap();
     assert_eq!(attached.interfaces[0].addresses[0].to_string(), "10.1.0.2/16");
     let log = place.log();
     assert!(log[0].starts_with("first ADD box") && !log[0].contains("prevResult") && !log[0].contains("runtimeConfig"));
@@ -92,7 +92,7 @@ fn a_failure_is_shown_and_undone() {
     let place = Place::new("1.0.0");
     place.plugin("first", RESULT);
     place.plugin("second", r#"[ $CNI_COMMAND = ADD ] || exit 0; echo '{"code":11,"msg":"no luck"}'; exit 1"#);
-    let error = run(place.cni.add(&place.wish())).unwrap_err();
+    let error = run(place.cni.add(&Place::wish())).unwrap_err();
     assert!(error.to_string().contains("\"second\"") && error.to_string().contains("no luck"), "{error}");
     assert!(error.is_transient());
     let calls: Vec<_> = place.log().iter().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
@@ -108,14 +108,14 @@ fn plugins_that_hang_babble_or_are_missing() {
         place.cni.options.timeout = Duration::from_millis(300);
         place.plugin("first", &format!("[ $CNI_COMMAND = ADD ] || exit 0; {then}"));
         place.plugin("second", RESULT);
-        let error = run(place.cni.add(&place.wish())).unwrap_err().to_string();
+        let error = run(place.cni.add(&Place::wish())).unwrap_err().to_string();
         assert!(error.contains(want), "{then}: {error}");
     }
     check("exec sleep 60", "did not finish ADD");
     check("echo not json", "no result");
     check("echo oh dear >&2; exit 3", "oh dear");
     let place = Place::new("1.0.0");
-    let error = run(place.cni.add(&place.wish())).unwrap_err();
+    let error = run(place.cni.add(&Place::wish())).unwrap_err();
     assert!(error.to_string().contains("\"first\" is in none of"), "{error}");
 }
 

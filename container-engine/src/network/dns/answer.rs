@@ -54,9 +54,8 @@ pub fn answer(packet: &[u8], names: &dyn Names, tcp: bool) -> Reply {
     let found = if question.qtype == QTYPE::TYPE(TYPE::PTR) {
         match pointer(&name).and_then(|address| names.name(address)) {
             Some(Some(name)) => Name::new(&name).map(|name| Some(vec![RData::PTR(PTR(name.into_owned()))])),
-            Some(None) => Ok(None),
             None if names.may_ask_outside() => return Reply::Forward,
-            None => Ok(None),
+            Some(None) | None => Ok(None),
         }
     } else {
         match names.addresses(&name) {

@@ -94,19 +94,19 @@ impl Rule {
 
     /// `oifname NAME`, or `oifname != NAME`.
     #[must_use]
-    pub fn to_device(self, equal: bool, name: &str) -> Self {
+    pub fn oifname(self, equal: bool, name: &str) -> Self {
         self.meta(META_OIFNAME, FIRST).compare(equal, &if_name(name))
     }
 
     /// `iifname @SET`.
     #[must_use]
-    pub fn from_devices(self, set: &str) -> Self {
+    pub fn iifname_in(self, set: &str) -> Self {
         self.meta(META_IIFNAME, FIRST).lookup(set, None)
     }
 
     /// `oifname @SET`.
     #[must_use]
-    pub fn to_devices(self, set: &str) -> Self {
+    pub fn oifname_in(self, set: &str) -> Self {
         self.meta(META_OIFNAME, FIRST).lookup(set, None)
     }
 
@@ -118,13 +118,13 @@ impl Rule {
 
     /// `ip saddr NET` or `ip6 saddr NET`, family included.
     #[must_use]
-    pub fn from_net(self, net: ipnet::IpNet) -> Self {
+    pub fn saddr(self, net: ipnet::IpNet) -> Self {
         self.net(net, true)
     }
 
     /// `ip daddr NET` or `ip6 daddr NET`, family included.
     #[must_use]
-    pub fn to_net(self, net: ipnet::IpNet) -> Self {
+    pub fn daddr(self, net: ipnet::IpNet) -> Self {
         self.net(net, false)
     }
 
@@ -142,7 +142,7 @@ impl Rule {
 
     /// `fib daddr type local`: an address of the host.
     #[must_use]
-    pub fn to_local(self) -> Self {
+    pub fn daddr_is_local(self) -> Self {
         let attrs = Attrs::default().number(1, FIRST).number(2, ADDRTYPE).number(3, FIB_DADDR);
         self.expr("fib", attrs).compare(true, &LOCAL.to_ne_bytes())
     }
