@@ -22,6 +22,7 @@ fn main() {
     blocks();
     segments();
     values();
+    networks();
 }
 
 fn save(target: &str, name: &str, parts: &[&[u8]]) {
@@ -35,6 +36,21 @@ fn lines() {
     save("socket_line", "json", &[br#"{"topic": "lab/room 1", "payload": {"t": 21.5}}"#]);
     save("socket_line", "bytes", &[br#"{"topic": "lab/scope", "payload_b64": "/wEC"}"#]);
     save("socket_line", "bad", &[b"lab/+ 1"]);
+}
+
+fn networks() {
+    // `web A`, recursion desired, with EDNS; `2.0.0.10.in-addr.arpa PTR`.
+    let head = |extra: u8| [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, extra];
+    let opt = [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0];
+    save("dns", "name", &[&[0], &head(1), b"\x03web\0\0\x01\0\x01", &opt]);
+    save("dns", "pointer", &[&[3], &head(0), b"\x012\x010\x010\x0210\x07in-addr\x04arpa\0\0\x0c\0\x01"]);
+    let result = br#"{"cniVersion":"1.0.0","interfaces":[{"name":"cni0"},{"name":"eth0","mac":"0a:00","sandbox":"/n"}],
+        "ips":[{"address":"10.1.0.2/16","gateway":"10.1.0.1","interface":1}],"dns":{"nameservers":["10.1.0.53"]}}"#;
+    save("cni", "result", &[result]);
+    let list = br#"{"cniVersion":"0.4.0","cniVersions":["0.4.0","1.1.0"],"name":"n","disableCheck":true,
+        "plugins":[{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true}}]}"#;
+    save("cni", "list", &[list]);
+    save("cni", "single", &[br#"{"cniVersion":"0.3.1","name":"n","type":"ptp"}"#]);
 }
 
 fn topics() {

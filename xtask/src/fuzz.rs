@@ -19,7 +19,7 @@ use crate::steps::{root, say};
 
 /// Whose paths steer the search.
 const INSTRUMENTED: &[&str] =
-    &["fuzz", "container-engine", "telemetry", "store", "rumqttc", "serde_cbor", "lz4_flex", "tar"];
+    &["fuzz", "container-engine", "telemetry", "store", "rumqttc", "serde_cbor", "lz4_flex", "simple-dns", "tar"];
 const COVERAGE: &str = r#"["-Cpasses=sancov-module", "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters", "-Cllvm-args=-sanitizer-coverage-pc-table"]"#;
 
