@@ -25,7 +25,7 @@ pub struct Agent {
 }
 
 /// The binary: `EDGE_AGENT_BIN`, or the one that cargo built beside this test.
-fn binary() -> Result<PathBuf> {
+pub fn agent_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("EDGE_AGENT_BIN") {
         return Ok(path.into());
     }
@@ -102,7 +102,7 @@ impl Agent {
     /// Starts it.
     pub fn start_unready(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.dir.join("agent.log"))?;
-        let child = Command::new(binary()?)
+        let child = Command::new(agent_binary()?)
             .arg("--config")
             .arg(&self.config)
             .arg("run")
@@ -139,14 +139,14 @@ impl Agent {
 
     /// Runs a command of the same binary with the same configuration.
     pub fn command(&self, args: &[&str]) -> Result<Output> {
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(agent_binary()?);
         command.arg("--config").arg(&self.config).args(args).stdin(Stdio::null());
         Ok(command.envs(self.env.iter().map(|(name, value)| (name, value))).output()?)
     }
 
     /// Starts a command of the same binary and does not wait for it; what it says is dropped.
     pub fn spawn(&self, args: &[&str]) -> Result<Child> {
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(agent_binary()?);
         command.arg("--config").arg(&self.config).args(args).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         Ok(command.envs(self.env.iter().map(|(name, value)| (name, value))).spawn()?)

@@ -14,7 +14,7 @@ mod servers;
 pub mod wall_clock;
 pub mod written;
 
-pub use agent::Agent;
+pub use agent::{Agent, agent_binary};
 pub use certificates::Certificates;
 pub use disk::Disk;
 pub use publisher::Publisher;

@@ -165,6 +165,7 @@ fn meaning(verb: &str, words: &str) -> Meaning {
         "is stopped",
         "stopped container",
         "cannot start a container that has",
+        "cannot start an already running container",
         "not in created state",
         "process already finished",
         "incorrect state",

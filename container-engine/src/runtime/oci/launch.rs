@@ -81,6 +81,7 @@ pub(super) fn create(root: &Path, id: &str, bundle: &Path, options: &Options) ->
             // Nothing half-made is left: what is not in the record yet is in the control group.
             if let Ok(cgroup) = record.cgroup() {
                 let _ = cgroup.signal(rustix::process::Signal::KILL);
+                reap();
                 let _ = cgroup.remove();
             }
             let _ = fs::remove_dir_all(&folder);
@@ -251,10 +252,29 @@ fn start_process(
         pid_file: None,
     };
     let verb = if exec_notify.is_some() { "exec failed" } else { "runc create failed" };
-    let pid = container_main_process(&args).map_err(|error| {
-        Failure::new(format!("{verb}: unable to start container process: {}", super::chain(&error)))
-    })?;
-    Ok(pid.as_raw())
+    match container_main_process(&args) {
+        Ok(pid) => Ok(pid.as_raw()),
+        Err(error) => {
+            reap();
+            let words = super::chain(&error);
+            // libcontainer's frame around what `Plan` has said.
+            let said = words.rsplit_once("error in executing process : ").map_or(words.as_str(), |(_, said)| said);
+            Err(Failure::new(format!("{verb}: unable to start container process: {said}")))
+        }
+    }
+}
+
+/// Waits a moment for children that have failed: as zombies in the container's namespace they would keep its first
+/// process from ending until somebody else reaps them.
+fn reap() {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(1);
+    loop {
+        match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+            Ok(Some(_)) => {}
+            Ok(None) if std::time::Instant::now() < end => std::thread::sleep(std::time::Duration::from_millis(1)),
+            _ => return,
+        }
+    }
 }
 
 /// On version 2 a group with groups below it takes no processes: then where the first process is.
