@@ -1,68 +1,13 @@
-//! Images made of this machine's own files, and Debian's registry for them to lie in.
+//! Images made of this machine's own files.
 
 use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Duration,
+    process::Command,
 };
 
-use crate::{free_port, wait_until};
-use anyhow::{Context, Result, ensure};
-
-/// Debian's registry, on loopback.
-pub struct Registry {
-    child: Child,
-    /// `127.0.0.1:PORT`.
-    pub address: String,
-}
-
-impl Registry {
-    /// Starts one that keeps its blobs below `dir`.
-    pub fn start(dir: &Path) -> Result<Self> {
-        let address = format!("127.0.0.1:{}", free_port()?);
-        let config = dir.join("registry.yml");
-        let storage = dir.join("registry");
-        let text = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: \
-             {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: \"{address}\"}}\n",
-            storage.display()
-        );
-        fs::write(&config, text)?;
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("docker-registry is missing")?;
-        let it = Self { child, address };
-        let url = format!("http://{}/v2/", it.address);
-        let up = || Command::new("curl").args(["-sf", "-o", "/dev/null", &url]).status().is_ok_and(|it| it.success());
-        wait_until("the registry answers", Duration::from_secs(20), up)?;
-        Ok(it)
-    }
-
-    /// Pushes an OCI layout as `name`; returns the whole name.
-    pub fn push(&self, layout: &Path, name: &str) -> Result<String> {
-        let whole = format!("{}/{name}", self.address);
-        let status = Command::new("skopeo")
-            .args(["copy", "--quiet", "--dest-tls-verify=false", "--insecure-policy"])
-            .arg(format!("oci:{}:latest", layout.display()))
-            .arg(format!("docker://{whole}"))
-            .status()?;
-        ensure!(status.success(), "skopeo could not push {whole}");
-        Ok(whole)
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // It may be gone already.
-        let _ = self.child.wait();
-    }
-}
+use anyhow::{Result, ensure};
 
 /// An image of one layer with busybox and its applets, as an OCI layout; the tree stays in `busybox-tree`.
 pub fn busybox(dir: &Path) -> Result<PathBuf> {

@@ -10,6 +10,7 @@ pub mod images;
 pub mod lan;
 mod publisher;
 pub mod raw;
+pub mod registry;
 mod servers;
 pub mod wall_clock;
 pub mod written;

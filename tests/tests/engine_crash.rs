@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tests::{Agent, Dice, images, rounds, wait_until};
+use tests::{Agent, Dice, images, registry::Registry, rounds, wait_until};
 
 /// Containers that run through the kill.
 const RUNNING: usize = 20;
@@ -191,7 +191,7 @@ fn engine_crash_after_a_power_cut_everything_is_known() -> Result<()> {
 #[test]
 fn engine_crash_pulls_end_whole() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let registry = images::Registry::start(dir.path())?;
+    let registry = Registry::start(dir.path())?;
     let mut names = Vec::new();
     for n in 0..5 {
         let layout = images::random(dir.path(), &format!("image{n}"), 2, 12)?;

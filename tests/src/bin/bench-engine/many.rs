@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use tests::bench::{Table, cpu, mb, memory};
-use tests::images;
+use tests::{images, registry::Registry};
 
 use crate::{Plan, contenders::Contender, sample};
 
@@ -20,7 +20,7 @@ const REST: Duration = Duration::from_secs(20);
 
 /// Runs it, one contender after the other, some rounds.
 pub fn run(plan: &Plan, dir: &Path) -> Result<Table> {
-    let registry = images::Registry::start(dir)?;
+    let registry = Registry::start(dir)?;
     let image = registry.push(&images::busybox(dir)?, "busybox:latest")?;
     let contenders: Vec<_> = Contender::all(dir)?.into_iter().filter(|it| it.detach(&image, "x").is_some()).collect();
     let mut times = vec![Vec::new(); contenders.len()];

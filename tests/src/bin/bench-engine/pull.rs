@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use tests::bench::{Table, mb, median, ms, thousands};
-use tests::images;
+use tests::{images, registry::Registry};
 
 use crate::{Plan, contenders::Contender, sample};
 
@@ -12,7 +12,7 @@ const COLUMNS: &[&str] = &["", "ms", "peak memory MB", "edge-agent's time is of 
 
 /// Five layers, 100 MB compressed.
 pub fn run(plan: &Plan, dir: &Path) -> Result<Table> {
-    let registry = images::Registry::start(dir)?;
+    let registry = Registry::start(dir)?;
     let layout = images::five_layers(dir)?;
     let image = registry.push(&layout, "five:latest")?;
     let bytes: u64 = layers(&layout)?.iter().map(|(_, size)| size).sum();
@@ -22,7 +22,7 @@ pub fn run(plan: &Plan, dir: &Path) -> Result<Table> {
 
 /// One layer of 2 GB in many files; beside `curl | tar` alone, since the others take minutes.
 pub fn large(plan: &Plan, dir: &Path) -> Result<Table> {
-    let registry = images::Registry::start(dir)?;
+    let registry = Registry::start(dir)?;
     let layout = images::many_files(dir, plan.files)?;
     let image = registry.push(&layout, "many:latest")?;
     let title = format!("Cold pull and unpack, 2 GB in {} files", thousands(approximate(plan.files)));
@@ -38,7 +38,7 @@ fn race(
     title: &str,
     rounds: usize,
     dir: &Path,
-    registry: &images::Registry,
+    registry: &Registry,
     image: &str,
     layout: &Path,
     takes_part: impl Fn(&Contender) -> bool,
@@ -87,7 +87,7 @@ fn layers(layout: &Path) -> Result<Vec<(String, u64)>> {
 }
 
 /// What any way of doing it must at least do.
-fn curl_tar(dir: &Path, registry: &images::Registry, image: &str, layout: &Path) -> Result<Command> {
+fn curl_tar(dir: &Path, registry: &Registry, image: &str, layout: &Path) -> Result<Command> {
     let name = image.trim_start_matches(&registry.address).trim_start_matches('/').trim_end_matches(":latest");
     let floor = dir.join("floor");
     let mut script = format!("set -e; mkdir -p {}; ", floor.display());

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use tests::bench::{Table, mb, median, ms, thousands};
-use tests::images;
+use tests::{images, registry::Registry};
 
 use crate::{Plan, contenders::Contender, sample};
 
 /// Runs it; every push goes into a new, empty registry.
 pub fn run(plan: &Plan, dir: &Path) -> Result<Table> {
-    let registry = images::Registry::start(dir)?;
+    let registry = Registry::start(dir)?;
     let image = registry.push(&images::five_layers(dir)?, "five:latest")?;
     let contenders = Contender::all(dir)?;
     for contender in &contenders {
@@ -22,7 +22,7 @@ pub fn run(plan: &Plan, dir: &Path) -> Result<Table> {
         for (n, contender) in contenders.iter().enumerate() {
             let place = dir.join(format!("push-{round}-{n}"));
             std::fs::create_dir_all(&place)?;
-            let target = images::Registry::start(&place)?;
+            let target = Registry::start(&place)?;
             let name = format!("{}/five:latest", target.address);
             contender.tag(&image, &name)?;
             let run = sample::run(&mut contender.push(&name), &contender.daemon())?;

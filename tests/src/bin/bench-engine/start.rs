@@ -4,13 +4,13 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 use tests::bench::{Table, median, ms};
-use tests::images;
+use tests::{images, registry::Registry};
 
 use crate::{Plan, contenders::Contender, sample};
 
 /// Runs it.
 pub fn run(plan: &Plan, dir: &Path) -> Result<Table> {
-    let registry = images::Registry::start(dir)?;
+    let registry = Registry::start(dir)?;
     let image = registry.push(&images::busybox(dir)?, "busybox:latest")?;
     let contenders: Vec<_> =
         Contender::all(dir)?.into_iter().filter(|it| it.run(&image, &["true"]).is_some()).collect();
