@@ -62,7 +62,8 @@ pub(super) struct Endpoint {
     pub(super) host: String,
     /// Gets no credentials.
     pub(super) mirror: bool,
-    insecure: bool,
+    /// May do without TLS.
+    pub(super) insecure: bool,
 }
 
 impl std::fmt::Debug for Registry {

@@ -144,7 +144,7 @@ async fn fetch(
 ) -> Result<Answer, RegistryError> {
     let mut url: url::Url = bearer.realm.parse().map_err(|_| protocol(endpoint, "its challenge names no URL"))?;
     // A password never leaves TLS because of what a challenge says.
-    let to_plain = url.scheme() != "https" && !endpoint.base.starts_with("http://");
+    let to_plain = url.scheme() != "https" && !endpoint.insecure;
     if to_plain || !matches!(url.scheme(), "https" | "http") {
         return Err(protocol(endpoint, "its challenge asks for a login without TLS"));
     }
