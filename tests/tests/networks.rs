@@ -12,7 +12,7 @@ use container_engine::{
     network::{CniOptions, NetworkSpec},
     owner::Owner,
 };
-use tests::lan::{ASK_TCP, ASK_UDP, BOARD, Lan, on_a_board, request, sh};
+use tests::lan::{ASK_TCP, BOARD, Lan, ask_udp, on_a_board, request, sh};
 use tests::wait_until;
 
 fn port(host: u16, container: u16, protocol: Protocol) -> PortMapping {
@@ -62,10 +62,10 @@ fn two_containers_the_host_and_the_world_reach_each_other() -> Result<()> {
         expect(None, &format!("{ASK_TCP}{address}:80"), "from-b")?;
         for from in [None, Some(a.as_path()), Some(b.as_path()), Some(far.as_path())] {
             expect(from, &format!("{ASK_TCP}{BOARD}:8080"), "from-b")?;
-            expect(from, &format!("{ASK_UDP}{BOARD}:5353"), "udp-from-b")?;
+            expect(from, &ask_udp(&format!("{BOARD}:5353")), "udp-from-b")?;
         }
         expect(None, &format!("{ASK_TCP}127.0.0.1:8080"), "from-b")?;
-        expect(None, &format!("{ASK_UDP}127.0.0.1:5353"), "udp-from-b")?;
+        expect(None, &ask_udp("127.0.0.1:5353"), "udp-from-b")?;
         // Out, behind the board's address; and not in, but through a published port.
         let _far = Lan::serve(&far, "tcp", 81, "far $SOCAT_PEERADDR")?;
         expect(Some(&a), &format!("{ASK_TCP}192.0.2.1:81"), &format!("far {BOARD}"))?;
@@ -77,6 +77,42 @@ fn two_containers_the_host_and_the_world_reach_each_other() -> Result<()> {
         let devices = || sh("ip -br link show type veth master edge0").map_or(9, |out| out.lines().count());
         wait_until("the device is gone", Duration::from_secs(5), || devices() == 1)?;
         Ok(())
+    })
+}
+
+#[test]
+fn a_udp_sender_that_never_pauses_finds_the_container() -> Result<()> {
+    on_a_board(|lan| {
+        let send = &ask_udp("192.0.2.2:5140,sourceport=5555,reuseaddr");
+        // Before anybody is there: the kernel remembers a connection to the host itself.
+        let _ = Lan::within(&lan.neighbour, send);
+        for name in ["first", "second"] {
+            let attached = lan.attach(name, NetworkMode::Bridge, vec![port(5140, 514, Protocol::Udp)])?;
+            let _server = Lan::serve(&attached.netns.context("netns")?, "udp", 514, name)?;
+            expect(Some(&lan.neighbour), send, name)?;
+            lan.runtime.block_on(lan.networks.detach(name))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn published_ports_over_ipv6() -> Result<()> {
+    on_a_board(|lan| {
+        sh("ip addr add fd00:1::2/64 dev eth0 nodad")?;
+        Lan::within(&lan.neighbour, "ip addr add fd00:1::1/64 dev far nodad")?;
+        lan.reopen(|options| options.ipv6 = "fd00:88::/64".parse().ok())?;
+        let a = lan.attach("a", NetworkMode::Bridge, vec![])?;
+        let b = lan.attach("b", NetworkMode::Bridge, vec![port(8080, 80, Protocol::Tcp)])?;
+        let six = b.interfaces[0].addresses.iter().find(|net| net.addr().is_ipv6()).context("no IPv6 address")?.addr();
+        let (a, b) = (a.netns.context("a")?, b.netns.context("b")?);
+        let _server = Lan::serve(&b, "tcp6", 80, "six")?;
+        expect(Some(&a), &format!("socat -T3 - TCP6:[{six}]:80"), "six")?;
+        for from in [None, Some(a.as_path()), Some(b.as_path()), Some(lan.neighbour.as_path())] {
+            expect(from, "socat -T3 - TCP6:[fd00:1::2]:8080", "six")?;
+        }
+        let _far = Lan::serve(&lan.neighbour, "tcp6", 81, "far")?;
+        expect(Some(&a), "socat -T3 - TCP6:[fd00:1::1]:81", "far")
     })
 }
 

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::{
     book::Book,
+    conntrack,
     error::NetworkError,
     link::{self, Link},
     netlink::Netlink,
@@ -24,7 +25,7 @@ use super::{
     sysctl,
     types::Network,
 };
-use crate::sys::netns;
+use crate::{container::Protocol, sys::netns};
 
 pub(super) struct Host {
     route: Mutex<Netlink>,
@@ -275,15 +276,22 @@ impl Host {
     pub fn publish(&self, redirects: &[Redirect]) -> Result<(), NetworkError> {
         let mut batch = Batch::default();
         rules::add(&mut batch, redirects);
-        let done = batch.commit(&mut lock(&self.table)).map_err(io::Error::from);
-        done.map_err(NetworkError::kernel("publish ports (nf_tables)"))
+        let mut socket = lock(&self.table);
+        let done = batch.commit(&mut socket).map_err(io::Error::from);
+        done.map_err(NetworkError::kernel("publish ports (nf_tables)"))?;
+        // Who sent to the port before would otherwise go on sending to the host.
+        forget(&mut socket, redirects, |redirect, entry| redirect.port == entry.port && redirect.to != entry.answers);
+        Ok(())
     }
 
     /// Takes out what leads to a sandbox; where the table has changed under us it is made again.
     pub fn unpublish(&self, redirects: &[Redirect], book: &Mutex<Book>) -> Result<(), NetworkError> {
         let mut batch = Batch::default();
         rules::delete(&mut batch, redirects);
-        let done = batch.commit(&mut lock(&self.table)).map_err(io::Error::from);
+        let mut socket = lock(&self.table);
+        let done = batch.commit(&mut socket).map_err(io::Error::from);
+        forget(&mut socket, redirects, |redirect, entry| redirect.to == entry.answers);
+        drop(socket);
         match done {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.rebuild(book),
             other => other.map_err(NetworkError::kernel("take back published ports (nf_tables)")),
@@ -316,6 +324,18 @@ impl Host {
     /// Whether iptables' FORWARD chain drops what no rule of its own accepts.
     pub fn forward_drops(&self) -> bool {
         nft::iptables_drops(&mut lock(&self.table), "FORWARD").unwrap_or(false)
+    }
+}
+
+/// Has the kernel forget UDP connections that `which` ties to one of the redirects. Without connection tracking over
+/// netlink (`CONFIG_NF_CT_NETLINK`) they end by themselves, half a minute after the sender falls silent.
+fn forget(socket: &mut Netlink, redirects: &[Redirect], which: impl Fn(&Redirect, &conntrack::Entry) -> bool) {
+    let udp = || redirects.iter().filter(|redirect| redirect.protocol == Protocol::Udp);
+    if udp().next().is_none() {
+        return;
+    }
+    if let Err(error) = conntrack::forget_udp(socket, |entry| udp().any(|redirect| which(redirect, entry))) {
+        tracing::debug!(%error, "connections of published UDP ports cannot be forgotten");
     }
 }
 

@@ -18,6 +18,7 @@
 
 mod book;
 pub mod cni;
+mod conntrack;
 mod directory;
 pub mod dns;
 mod error;

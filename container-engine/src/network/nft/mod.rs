@@ -6,7 +6,7 @@
 //! Always true: what [`Batch::commit`] sends is one transaction of the kernel, all of it or nothing.
 
 pub mod expr;
-mod wire;
+pub mod wire;
 
 use std::io;
 

@@ -39,6 +39,12 @@ impl Attrs {
         self.bytes(kind | NESTED, &inner.0)
     }
 
+    /// Attributes within one, as they were read.
+    #[must_use]
+    pub fn nested(self, kind: u16, inner: &[u8]) -> Self {
+        self.bytes(kind | NESTED, inner)
+    }
+
     /// The body of a message: nfnetlink's header and the attributes.
     pub fn message(self, family: u8) -> Vec<u8> {
         [&[family, 0, 0, 0], self.0.as_slice()].concat()
