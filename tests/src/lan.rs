@@ -151,6 +151,14 @@ impl Lan {
     }
 }
 
+/// Opens the networks of a board whose folders are in `dir`, in the namespace of the calling thread.
+pub fn open(dir: &Path) -> Result<(tokio::runtime::Runtime, Networks)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let (state, _) = store::state::State::open(&dir.join("data/state"))?;
+    let networks = runtime.block_on(Networks::open(options(dir), state))?;
+    Ok((runtime, networks))
+}
+
 /// The options of the board whose folders are in `dir`.
 pub fn options(dir: &Path) -> Options {
     Options {

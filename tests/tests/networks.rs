@@ -298,6 +298,71 @@ fn killed_and_found_again() -> Result<()> {
     })
 }
 
+/// What [`killed_at_any_moment`] kills: attaches and detaches without end.
+#[test]
+fn victim() -> Result<()> {
+    let Some(dir) = std::env::var_os("EDGE_AGENT_VICTIM") else { return Ok(()) };
+    let (runtime, networks) = tests::lan::open(Path::new(&dir))?;
+    runtime.block_on(async {
+        networks.recover(&BTreeSet::new()).await?;
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..8u16 {
+            let networks = networks.clone();
+            tasks.spawn(async move {
+                loop {
+                    let ports = vec![port(9000 + n, 80, Protocol::Tcp), port(9000 + n, 80, Protocol::Udp)];
+                    networks.attach(request(&format!("box{n}"), NetworkMode::Bridge, ports)).await?;
+                    networks.detach(&format!("box{n}")).await?;
+                }
+            });
+        }
+        tasks.join_next().await.context("no task")??
+    })
+}
+
+#[test]
+fn killed_at_any_moment_nothing_leaks() -> Result<()> {
+    on_a_board(|lan| {
+        let mut dice = tests::Dice::new();
+        let dir = lan.dir.join("victim");
+        let mut released = 0;
+        for round in 0..tests::rounds(12) {
+            let mut victim = std::process::Command::new(std::env::current_exe()?);
+            victim.args(["--exact", "victim"]).env("EDGE_AGENT_VICTIM", &dir).stdout(std::process::Stdio::null());
+            let mut victim = victim.spawn()?;
+            std::thread::sleep(Duration::from_millis(150));
+            dice.pause(Duration::from_millis(100));
+            victim.kill()?;
+            victim.wait()?;
+            let (runtime, networks) = tests::lan::open(&dir)?;
+            let report = runtime.block_on(networks.recover(&BTreeSet::new()))?;
+            ensure!(report.problems.is_empty(), "round {round}: {report:?}");
+            released += report.released.len();
+            ensure!(networks.list(None).iter().all(|info| info.endpoints.is_empty()), "an address is left");
+            let held = std::fs::read_dir(dir.join("run/netns")).map_or(0, Iterator::count);
+            ensure!(held == 0, "round {round}: {held} namespaces are left");
+            let devices = || sh("ip -br link show type veth").map_or(9, |out| out.matches("ev").count());
+            wait_until("no device is left", Duration::from_secs(5), || devices() == 0)?;
+            ensure!(!sh("nft list ruleset")?.contains("edge-agent"), "round {round}: rules are left");
+        }
+        ensure!(released > 0, "the victim had nothing when it was killed");
+        Ok(())
+    })
+}
+
+#[test]
+fn rules_that_somebody_flushed_come_back() -> Result<()> {
+    on_a_board(|lan| {
+        let first = lan.attach("first", NetworkMode::Bridge, vec![port(8080, 80, Protocol::Tcp)])?;
+        let _server = Lan::serve(&first.netns.context("netns")?, "tcp", 80, "first")?;
+        sh("nft flush ruleset")?;
+        lan.attach("second", NetworkMode::None, vec![])?;
+        ensure!(sh("nft list ruleset")?.is_empty(), "rules for what needs none");
+        lan.attach("third", NetworkMode::Bridge, vec![])?;
+        expect(Some(&lan.neighbour), &format!("{ASK_TCP}{BOARD}:8080"), "first")
+    })
+}
+
 #[test]
 fn the_default_subnet_moves_aside() -> Result<()> {
     on_a_board(|lan| {

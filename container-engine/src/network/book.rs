@@ -292,11 +292,15 @@ impl Book {
     }
 
     fn bind(&self, sandbox: &Sandbox, wanted: &PortMapping, v6: bool) -> Result<(BoundPort, Held), AttachError> {
-        let address = wanted.host_address.filter(|address| !address.is_unspecified() || address.is_ipv6());
+        let address = wanted.host_address;
         let protocol = protocol_name(wanted.protocol);
         let shown = address.map_or("all addresses".to_owned(), |address| address.to_string());
         if wanted.container_port == 0 {
             return Err(NetworkError::Invalid("port 0 of a container cannot be published".into()).into());
+        }
+        if let Some(address) = address.filter(|address| address.is_ipv6() && !v6 && !sandbox.endpoints.is_empty()) {
+            let why = format!("{address} cannot be published: no network of the container has IPv6");
+            return Err(NetworkError::Invalid(why).into());
         }
         let clash = |port: &BoundPort| {
             let any = |address: Option<IpAddr>| address.is_none_or(|address| address.is_unspecified());

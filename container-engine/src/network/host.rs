@@ -272,6 +272,16 @@ impl Host {
         }
     }
 
+    /// Makes the table again where somebody removed it: `nft flush ruleset` is the first line of many a firewall.
+    pub fn ensure_table(&self, book: &Mutex<Book>) -> Result<(), NetworkError> {
+        let there = nft::has_table(&mut lock(&self.table), rules::TABLE);
+        if there.map_err(NetworkError::kernel("look at the rules for networks (nf_tables)"))? {
+            return Ok(());
+        }
+        tracing::warn!("somebody removed the rules of containers' networks; they are made again");
+        self.rebuild(book)
+    }
+
     /// Adds what leads to a sandbox.
     pub fn publish(&self, redirects: &[Redirect]) -> Result<(), NetworkError> {
         let mut batch = Batch::default();

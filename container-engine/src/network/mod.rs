@@ -13,8 +13,8 @@
 //! Where another firewall has a say: our table accepts what containers need, but a chain of another table that drops
 //! wins. With Docker's or ufw's iptables policy for FORWARD on DROP, [`Networks::problem`] names the commands that let
 //! containers through; ufw's own INPUT rules also need `ufw allow in on edge0` for name resolution on user networks.
-//! Firewalls that run `nft flush ruleset` remove our table: the agent makes it again when it next starts or when a
-//! network is created.
+//! Firewalls that run `nft flush ruleset` remove our table: it is made again with the next attachment, or when the agent
+//! starts.
 
 mod book;
 pub mod cni;

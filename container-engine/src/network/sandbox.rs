@@ -260,6 +260,9 @@ impl Inner {
 
     /// Makes namespace, interfaces and redirects of a sandbox that is in the book.
     fn build(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        if !sandbox.endpoints.is_empty() {
+            self.host.ensure_table(&self.book)?;
+        }
         let ipv6 = has_ipv6(&sandbox.endpoints);
         let (namespace, mut inside) = Host::make_namespace(&sandbox.netns, ipv6)?;
         let default = sandbox.default_route();

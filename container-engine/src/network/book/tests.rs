@@ -162,6 +162,15 @@ fn a_small_network_runs_out_and_says_so() {
 }
 
 #[test]
+fn an_ipv6_address_leads_to_ipv6_alone() {
+    let port =
+        PortMapping { host_address: "::1".parse().ok(), host_port: 0, container_port: 80, protocol: Protocol::Tcp };
+    let wanted = AttachRequest { ports: vec![port], ..request("box", NetworkMode::Bridge) };
+    let error = book().reserve(&wanted, Path::new("/run"), false).unwrap_err();
+    assert!(error.to_string().contains("::1 cannot be published"), "{error}");
+}
+
+#[test]
 fn internal_networks_publish_nothing() {
     let mut book = book();
     let deep = NetworkSpec { internal: true, ..spec("deep") };

@@ -55,9 +55,22 @@ impl Server {
             resolvers: resolvers.clone(),
             busy: Arc::new(Semaphore::new(MAX_BUSY)),
         };
-        self.0.spawn(serve_udp(Arc::new(udp), desk.clone()));
-        self.0.spawn(serve_tcp(tcp, desk));
+        let (udp, tcp, other) = (Arc::new(udp), Arc::new(tcp), desk.clone());
+        self.0.spawn(keep(move || serve_udp(udp.clone(), desk.clone())));
+        self.0.spawn(keep(move || serve_tcp(tcp.clone(), other.clone())));
         Ok(port)
+    }
+}
+
+/// Begins again after a panic, a little later: one strange packet must not leave a network without names.
+async fn keep<F: Future<Output = ()> + Send + 'static>(serve: impl Fn() -> F) {
+    loop {
+        let mut task = JoinSet::new(); // Ends its task with itself.
+        task.spawn(serve());
+        if let Some(Err(error)) = task.join_next().await {
+            tracing::error!(%error, "a name server of containers ended and is started again");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
@@ -111,7 +124,7 @@ async fn pass_on(socket: Arc<UdpSocket>, desk: Desk, packet: Vec<u8>, from: Sock
     drop(permit);
 }
 
-async fn serve_tcp(listener: TcpListener, desk: Desk) {
+async fn serve_tcp(listener: Arc<TcpListener>, desk: Desk) {
     let mut connections = JoinSet::new();
     let places = Arc::new(Semaphore::new(MAX_BUSY));
     loop {

@@ -17,6 +17,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const NEWTABLE: u16 = 0;
+const GETTABLE: u16 = 1;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
@@ -210,6 +211,17 @@ impl Batch {
         self.requests.push(Self::border(BATCH_END));
         socket.transact(&self.requests)
     }
+}
+
+/// Whether a table of ours is there.
+pub fn has_table(socket: &mut Netlink, table: &str) -> io::Result<bool> {
+    let mut found = false;
+    let request = Request { kind: SUBSYSTEM | GETTABLE, flags: 0, body: Attrs::default().message(INET) };
+    socket.dump(&request, |_, body| {
+        let attrs = wire::parse(body.get(4..).unwrap_or_default());
+        found |= attrs.get(&1).is_some_and(|name| name.strip_suffix(&[0]) == Some(table.as_bytes()));
+    })?;
+    Ok(found)
 }
 
 /// The policy of a base chain of `ip filter` that is called `name`: true where it drops. This is where iptables keeps
