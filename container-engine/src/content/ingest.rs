@@ -149,6 +149,16 @@ impl Ingest {
         self.on_disk - self.hashed
     }
 
+    /// Whether as many bytes are here as were announced; also where nothing was.
+    pub fn is_whole(&self) -> bool {
+        self.record.size.is_none_or(|size| size == self.on_disk)
+    }
+
+    /// The folder it lies in.
+    pub fn dir(&self) -> PathBuf {
+        self.path.parent().unwrap_or(&self.path).to_owned()
+    }
+
     /// Gives out and hashes what was on disk at the start, piece by piece; 0 when all was.
     pub fn replay(&mut self, buffer: &mut [u8]) -> Result<usize, ContentError> {
         let most = usize::try_from(self.to_replay()).unwrap_or(usize::MAX).min(buffer.len());
