@@ -85,11 +85,12 @@ pub fn run(only: Option<&str>) -> Result<()> {
     boot(&work, &suite.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), suite.iter().map(|it| it.1).sum())
 }
 
-/// Names and paths of what cargo builds: the end-to-end tests and the agent.
+/// Names and paths of what cargo builds: the end-to-end tests and the agent. As the gate builds them, or all would be built anew.
 fn test_programs() -> Result<Vec<(String, PathBuf)>> {
-    let mut found = executables(&["test", "--no-run", "--package", "tests"])?;
+    let mut found = executables(&["test", "--no-run", "--workspace"])?;
     found.retain(|(_, is_test, _)| *is_test);
-    found.extend(executables(&["build", "--package", "edge-agent"])?);
+    let agent = executables(&["build", "--workspace", "--all-targets"])?;
+    found.extend(agent.into_iter().filter(|(_, is_test, _)| !is_test));
     Ok(found.into_iter().map(|(name, _, path)| (name, path)).collect())
 }
 
