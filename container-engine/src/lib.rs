@@ -9,6 +9,7 @@
 pub mod cgroup;
 pub mod container;
 pub mod content;
+pub mod engine;
 pub mod event;
 pub mod image;
 pub mod lease;

@@ -21,6 +21,7 @@ use std::{
 };
 
 pub use limits::weight_of_shares;
+pub(crate) use limits::{PERIOD_US, quota_us};
 pub use usage::{Cpu, Hugepages, Io, Memory, Pids, Pressure, Usage};
 
 use crate::container::Resources;
@@ -226,6 +227,11 @@ impl Cgroups {
             write(&dir.join(&file.name), &file.value)?;
         }
         Ok(())
+    }
+
+    /// The directories of the group, one of each hierarchy.
+    pub fn dirs(&self, path: &str) -> Vec<PathBuf> {
+        relative(path).map_or_else(|_| Vec::new(), |path| self.roots().iter().map(|root| root.join(path)).collect())
     }
 
     /// Moves a process into the group, on every hierarchy.

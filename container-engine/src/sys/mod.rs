@@ -7,3 +7,4 @@ pub mod fork;
 pub mod netns;
 pub mod process;
 pub mod seccomp;
+pub mod thread;

@@ -1,0 +1,1 @@
+//! The configuration, for what was asked.

@@ -1,0 +1,278 @@
+//! [`Engine`]: the front object. It builds the rooms, hands them to each other, and finds again what was there.
+//!
+//! Always true: dropping or closing an engine ends no container. Shims hold them, and the next engine on the same folders
+//! takes them up.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use board::{metrics::Metrics, tasks::Context};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::gauge::ConstGauge,
+};
+use store::state::State;
+
+use crate::{
+    cgroup::{CgroupError, Cgroups},
+    container::{Containers, Parts, Program, RecoveryReport, Resources, Roots},
+    event::Events,
+    ledger::{Amount, Ledger},
+    network::{NetworkError, Networks},
+    owner::Owner,
+    runtime::{SealError, SealedExe},
+    shim::RuntimeSpec,
+};
+
+/// How the engine is to be on this board.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `DATA`: images, snapshots, volumes, logs.
+    pub data_dir: PathBuf,
+    /// `RUN`: sockets, mounts, namespaces. Gone after a reboot.
+    pub run_dir: PathBuf,
+    /// `embedded`, `runc`, `crun`, or the path of a program with runc's command line.
+    pub runtime: String,
+    /// The program that shims are started from; this one, sealed, where absent.
+    pub program: Option<PathBuf>,
+    /// A control group above `edge.slice`; empty: none.
+    pub cgroup_parent: String,
+    /// Kept back from containers for the system and the agent.
+    pub reserved: Amount,
+    /// Networks; its folders are set from those above.
+    pub network: crate::network::Options,
+}
+
+impl Options {
+    /// Everything in these two folders, the rest as on a board.
+    pub fn new(data_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            run_dir: run_dir.into(),
+            runtime: "embedded".to_owned(),
+            program: None,
+            cgroup_parent: String::new(),
+            reserved: Amount::default(),
+            network: crate::network::Options::default(),
+        }
+    }
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A folder.
+    #[error("cannot make {path}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The program.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// Networks.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+/// The engine; cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    containers: Containers,
+    networks: Networks,
+    events: Events,
+    ledger: Ledger,
+    cgroups: Cgroups,
+    recovered: RecoveryReport,
+}
+
+impl Engine {
+    /// Opens the engine over `roots` and finds again what was there: containers that still run are followed, ends that
+    /// nobody saw are recorded, what belongs to nobody is removed.
+    ///
+    /// * Errors: of the board; damage to single containers is in [`Engine::recovered`].
+    /// * Cancelled: open it again.
+    pub async fn open_over(options: Options, state: State, roots: Arc<dyn Roots>) -> Result<Self, OpenError> {
+        for dir in [&options.data_dir, &options.run_dir] {
+            folder(dir)?;
+        }
+        let cgroups = Cgroups::detect()?;
+        let exe = match options.program {
+            Some(program) => Program::File(program),
+            None => Program::Own(SealedExe::open()?),
+        };
+        let network = crate::network::Options {
+            run_dir: options.run_dir.clone(),
+            data_dir: options.data_dir.clone(),
+            ..options.network
+        };
+        let networks = Networks::open(network, state.clone()).await?;
+        let (events, ledger) =
+            (Events::new(), Ledger::open(state.clone(), Amount::of_board(&options.data_dir), options.reserved));
+        let parts = Parts {
+            runtime: runtime(&options.runtime, &options.run_dir),
+            data_dir: options.data_dir,
+            run_dir: options.run_dir,
+            exe,
+            cgroup_parent: options.cgroup_parent,
+            state,
+            events: events.clone(),
+            ledger: ledger.clone(),
+            cgroups: cgroups.clone(),
+            networks: networks.clone(),
+            roots,
+        };
+        let containers = Containers::new(parts);
+        let recovered = containers.recover().await;
+        for problem in &recovered.problems {
+            tracing::warn!(problem, "something of an earlier run could not be put in order");
+        }
+        Ok(Self(Arc::new(Inner { containers, networks, events, ledger, cgroups, recovered })))
+    }
+
+    /// Containers.
+    pub fn containers(&self) -> &Containers {
+        &self.0.containers
+    }
+
+    /// Networks.
+    pub fn networks(&self) -> &Networks {
+        &self.0.networks
+    }
+
+    /// What happens.
+    pub fn events(&self) -> &Events {
+        &self.0.events
+    }
+
+    /// The board's capacity.
+    pub fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    /// Control groups.
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.0.cgroups
+    }
+
+    /// What was found when the engine was opened.
+    pub fn recovered(&self) -> &RecoveryReport {
+        &self.0.recovered
+    }
+
+    /// Limits of all containers of an owner together; its group is made where it is missing.
+    pub async fn limit_owner(&self, owner: &Owner, limits: Resources) -> Result<(), CgroupError> {
+        let (cgroups, path) = (self.0.cgroups.clone(), self.0.containers.owner_cgroup(owner));
+        blocking(move || cgroups.create(&path, &limits)).await
+    }
+
+    /// Removes the group of an owner without containers.
+    pub async fn remove_owner(&self, owner: &Owner) -> Result<(), CgroupError> {
+        let (cgroups, path) = (self.0.cgroups.clone(), self.0.containers.owner_cgroup(owner));
+        blocking(move || cgroups.remove(&path)).await
+    }
+
+    /// What all containers of an owner use together.
+    pub async fn owner_usage(&self, owner: &Owner) -> Result<crate::cgroup::Usage, CgroupError> {
+        let (cgroups, path) = (self.0.cgroups.clone(), self.0.containers.owner_cgroup(owner));
+        blocking(move || cgroups.usage(&path)).await
+    }
+
+    /// Registers what is counted: read when somebody asks, never before.
+    pub fn register(&self, metrics: &Metrics) {
+        let collector = Counted(self.containers().clone());
+        metrics.register(|registry| registry.register_collector(Box::new(collector)));
+    }
+
+    /// The service: says how the engine is, until it is told to stop.
+    pub async fn run(&self, context: Context) -> Result<(), std::convert::Infallible> {
+        match (self.0.networks.problem(), self.0.recovered.problems.first()) {
+            (Some(problem), _) => context.degraded(problem, "see `edge-agent doctor`"),
+            (None, Some(problem)) => context.degraded(problem.clone(), "see the log of the agent's start"),
+            (None, None) => {
+                let (all, alive) = self.containers().count();
+                context.healthy(format!("{alive} of {all} containers run"));
+            }
+        }
+        context.stop.cancelled().await;
+        Ok(())
+    }
+
+    /// Ends the engine's own work. Containers go on.
+    pub async fn close(&self) {
+        self.0.containers.close().await;
+        self.0.networks.close();
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CgroupError> + Send + 'static,
+) -> Result<T, CgroupError> {
+    let panicked = |error: tokio::task::JoinError| CgroupError::Group {
+        what: "work on",
+        path: PathBuf::new(),
+        source: std::io::Error::other(error),
+    };
+    tokio::task::spawn_blocking(work).await.map_err(panicked)?
+}
+
+fn folder(dir: &Path) -> Result<(), OpenError> {
+    // Ids of a user namespace have to get through to their mounts; what is secret below has modes of its own.
+    let mode = |dir: &Path| std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o711));
+    let made = board::durable::create_dir_all(dir, 0o711).and_then(|()| mode(dir));
+    made.map_err(|source| OpenError::Folder { path: dir.to_owned(), source })
+}
+
+/// What shims are told of the runtime.
+fn runtime(name: &str, run_dir: &Path) -> RuntimeSpec {
+    let embedded = name.is_empty() || name == "embedded";
+    RuntimeSpec {
+        program: (!embedded).then(|| PathBuf::from(name)),
+        root: run_dir.join("oci"),
+        no_pivot: root_is_initramfs(),
+    }
+}
+
+/// `pivot_root` cannot leave an initramfs.
+fn root_is_initramfs() -> bool {
+    const RAMFS: i64 = 0x8584_58f6;
+    const TMPFS: i64 = 0x0102_1994;
+    let is_memory = rustix::fs::statfs("/").is_ok_and(|fs| {
+        #[allow(clippy::unnecessary_cast, clippy::cast_possible_wrap)] // The type differs between machines.
+        let kind = fs.f_type as i64;
+        kind == RAMFS || kind == TMPFS
+    });
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // An initramfs is the root of all mounts: its own parent, and not on the list; a tmpfs as root is.
+    is_memory && !mounts.lines().any(|line| line.split(' ').nth(4) == Some("/") && !line.contains(" - rootfs "))
+}
+
+struct Counted(Containers);
+
+impl std::fmt::Debug for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Counted")
+    }
+}
+
+impl Collector for Counted {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (all, alive) = self.0.count();
+        let mut gauge = |name: &str, help: &str, value: usize| {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge("containers", "Containers that are kept", all)?;
+        gauge("containers_running", "Containers that have processes", alive)
+    }
+}
