@@ -486,3 +486,48 @@ fn limits_devices_and_the_rest_of_the_process() {
         "head: /dev/kmsg: Operation not permitted\n1",
     );
 }
+
+/// Takes the terminal that a runtime sends to the socket, and prints what comes out of it.
+const CONSOLE: &str = r#"
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen(1)
+listener.settimeout(20)
+print("listening", flush=True)
+peer, _ = listener.accept()
+_, fds, _, _ = socket.recv_fds(peer, 4096, 1)
+text = b""
+try:
+    while True:
+        part = os.read(fds[0], 4096)
+        if not part: break
+        text += part
+except OSError:
+    pass
+sys.stdout.write(text.decode().replace("\r", ""))
+"#;
+
+#[test]
+fn terminals() {
+    for kind in kinds() {
+        let script = "stty size; stat -c %u $(tty); test -t 0 && test -t 1 && test -t 2 && echo tty; id -u";
+        let bundle = Bundle::new(&kind, &["sh", "-c", script])
+            .with("/process/terminal", json!(true))
+            .with("/process/consoleSize", json!({"height": 33, "width": 77}))
+            .with("/process/user/uid", json!(1000));
+        bundle.write();
+        let socket = bundle.folder.path().join("console");
+        let mut console =
+            Command::new("python3").args(["-c", CONSOLE]).arg(&socket).stdout(Stdio::piped()).spawn().unwrap();
+        tests::wait_until("the console listens", std::time::Duration::from_secs(10), || socket.exists()).unwrap();
+        let pid = bundle.folder.path().join("pid");
+        let launch = Launch { console_socket: Some(&socket), ..Launch::new(&pid) };
+        bundle.runtime().create(&bundle.id, bundle.folder.path(), launch).unwrap();
+        bundle.runtime().start(&bundle.id).unwrap();
+        let mut output = String::new();
+        std::io::Read::read_to_string(&mut console.stdout.take().unwrap(), &mut output).unwrap();
+        console.wait().unwrap();
+        assert_eq!(output, "listening\n33 77\n1000\ntty\n1000\n", "{}", kind.name);
+    }
+}

@@ -29,7 +29,7 @@ pub struct Instruction {
 #[repr(C)]
 #[derive(Default)]
 struct Load {
-    program_type: u32,
+    kind: u32,
     instruction_count: u32,
     instructions: u64,
     license: u64,
@@ -46,7 +46,7 @@ struct Load {
 struct Attach {
     target: u32,
     program: u32,
-    attach_type: u32,
+    kind: u32,
     flags: u32,
     replaced: u32,
 }
@@ -54,7 +54,7 @@ struct Attach {
 /// Loads a device filter and attaches it to the control group whose folder `cgroup` is. The group keeps it.
 pub fn attach_device_filter(cgroup: impl AsFd, program: &[Instruction]) -> io::Result<()> {
     let load = Load {
-        program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
         instruction_count: u32::try_from(program.len()).map_err(io::Error::other)?,
         instructions: program.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
@@ -73,7 +73,7 @@ pub fn attach_device_filter(cgroup: impl AsFd, program: &[Instruction]) -> io::R
     let attach = Attach {
         target: number(cgroup.as_fd().as_raw_fd())?,
         program: number(loaded.as_raw_fd())?,
-        attach_type: BPF_CGROUP_DEVICE,
+        kind: BPF_CGROUP_DEVICE,
         flags: BPF_F_ALLOW_MULTI,
         replaced: 0,
     };

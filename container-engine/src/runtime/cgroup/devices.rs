@@ -59,7 +59,7 @@ impl Rules {
                 // Fifos are no devices for a control group.
                 Some(LinuxDeviceType::P) => continue,
                 Some(LinuxDeviceType::A) | None => {
-                    *&mut list = Self { allow: rule.allow(), exceptions: BTreeMap::new() };
+                    list = Self { allow: rule.allow(), exceptions: BTreeMap::new() };
                     continue;
                 }
             };
@@ -230,5 +230,31 @@ mod tests {
         assert_eq!(lines[0], ("devices.deny", "a".to_owned()));
         assert!(lines.contains(&("devices.allow", "b 8:* r".to_owned())));
         assert!(lines.contains(&("devices.allow", "c 1:3 rwm".to_owned())));
+    }
+
+    /// The kernel's own judgement of the program; on hybrid hosts too, where version 2 has no controllers.
+    #[test]
+    fn the_kernel_takes_the_program_and_obeys() {
+        let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+        let Some(mount) = mounts.iter().find(|mount| {
+            std::path::Path::new(mount).join("cgroup.subtree_control").exists()
+                || std::path::Path::new(mount).join("cgroup.controllers").exists()
+        }) else {
+            return;
+        };
+        let group = std::path::Path::new(mount).join(format!("edge-devices-test-{}", std::process::id()));
+        if std::fs::create_dir(&group).is_err() {
+            return;
+        }
+        let attached = std::fs::File::open(&group)
+            .and_then(|folder| crate::sys::bpf::attach_device_filter(&folder, &rules("[]").program()));
+        let script =
+            format!("echo $$ > {}/cgroup.procs && head -c1 /dev/zero | wc -c && head -c1 /dev/kmsg", group.display());
+        let output = std::process::Command::new("sh").arg("-c").arg(script).output().unwrap();
+        let _ = std::fs::remove_dir(&group);
+        attached.unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1", "{told}");
+        assert!(told.contains("Operation not permitted"), "{told}");
     }
 }

@@ -40,13 +40,12 @@ impl Args {
             let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
             let name = long(name);
             if valued.contains(&name) {
-                let value = match value {
-                    Some(value) => value.to_owned(),
-                    None => {
-                        let value = args.get(at).and_then(|value| value.to_str());
-                        at += 1;
-                        value.ok_or_else(|| Failure::usage(format!("flag needs an argument: --{name}")))?.to_owned()
-                    }
+                let value = if let Some(value) = value {
+                    value.to_owned()
+                } else {
+                    let value = args.get(at).and_then(|value| value.to_str());
+                    at += 1;
+                    value.ok_or_else(|| Failure::usage(format!("flag needs an argument: --{name}")))?.to_owned()
                 };
                 read.flags.push((name.to_owned(), Some(value)));
             } else if plain.contains(&name) {

@@ -192,18 +192,18 @@ fn delete(root: &Path, id: &str, force: bool) -> Result<(), Failure> {
         }
     }
     let cgroup = record.cgroup()?;
-    if record.is_alive() {
-        if let Some(pid) = Pid::from_raw(record.pid) {
-            let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-            if cgroup.is_frozen() {
-                cgroup.freeze(false).map_err(Failure::from_error)?;
-            }
-            if let Ok(pidfd) = pidfd {
-                let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-                let limit = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
-                let _ = rustix::event::poll(&mut fds, Some(&limit));
-            }
+    if record.is_alive()
+        && let Some(pid) = Pid::from_raw(record.pid)
+    {
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+        if cgroup.is_frozen() {
+            cgroup.freeze(false).map_err(Failure::from_error)?;
+        }
+        if let Ok(pidfd) = pidfd {
+            let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+            let limit = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
+            let _ = rustix::event::poll(&mut fds, Some(&limit));
         }
     }
     // Kills what is left in it as well.

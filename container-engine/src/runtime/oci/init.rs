@@ -87,7 +87,7 @@ impl Plan {
         self.become_user()?;
         if entered.is_err() {
             rustix::process::chdir(process.cwd())
-                .map_err(failed(format!("cannot chdir to cwd ({:?}) set in config.json", process.cwd())))?;
+                .map_err(failed(format!("cannot chdir to cwd ({}) set in config.json", process.cwd().display())))?;
         }
         let here = rustix::process::getcwd(Vec::new()).map_err(failed("the working directory cannot be named"))?;
         if here.as_bytes().first() != Some(&b'/') {

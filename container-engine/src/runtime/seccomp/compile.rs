@@ -53,7 +53,7 @@ const IF_AT_LEAST: u16 = 0x35;
 const RETURN: u16 = 0x06;
 
 const KILL_THREAD: u32 = 0;
-const ENOSYS: u32 = 0x0005_0000 | 38;
+const ENOSYS: u32 = 0x0005_0026;
 const MAX_PROGRAM: usize = 4096;
 
 fn op(code: u16, jump_true: u8, jump_false: u8, constant: u32) -> Instruction {

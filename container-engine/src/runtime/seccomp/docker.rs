@@ -93,7 +93,7 @@ const NEW_NAMESPACES: u64 = 0x7e02_0000;
 const SOCKETS: &[u64] =
     &[7, 8, 9, 10, 13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44, 45];
 /// `personality`: the plain ones, and asking.
-const PERSONALITIES: &[u64] = &[0, 8, 131072, 131080, 4294967295];
+const PERSONALITIES: &[u64] = &[0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 #[rustfmt::skip]
 const GROUPS: &[Group] = &[

@@ -17,7 +17,7 @@ const KILL: u32 = 0;
 
 /// Runs a program as the kernel does; also counts its steps.
 fn run(program: &[Instruction], token: u32, number: u32, args: [u64; 6]) -> (u32, usize) {
-    let mut data = vec![0_u8; 64];
+    let mut data = [0_u8; 64];
     data[0..4].copy_from_slice(&number.to_le_bytes());
     data[4..8].copy_from_slice(&token.to_le_bytes());
     for (at, arg) in args.iter().enumerate() {
@@ -64,10 +64,13 @@ fn check(json: &str, kind: Architecture, call: &str, args: [u64; 6], want: u32) 
     assert_eq!(run(&program, kind.token(), number, args).0, want, "{call} {args:x?} of {json}");
 }
 
+/// Operator, value, second value, arguments for which it holds, and for which it does not.
+type Case<'a> = (&'a str, u64, u64, &'a [u64], &'a [u64]);
+
 #[test]
 fn every_comparison_of_arguments() {
     let big = 0x1_0000_0005_u64;
-    let cases: [(&str, u64, u64, &[u64], &[u64]); 7] = [
+    let cases: [Case<'_>; 7] = [
         ("SCMP_CMP_EQ", big, 0, &[big], &[5, big + 1, 0x2_0000_0005]),
         ("SCMP_CMP_NE", big, 0, &[5, big + 1, 0x2_0000_0005], &[big]),
         ("SCMP_CMP_GT", big, 0, &[big + 1, 0x2_0000_0000, u64::MAX], &[big, 7, 0]),
@@ -207,6 +210,7 @@ fn dockers_default() {
 
 /// moby's file, if Go's module cache has it (`go mod download github.com/moby/profiles/seccomp@latest`).
 #[test]
+#[allow(clippy::print_stdout)] // Says that it was skipped.
 fn dockers_default_is_mobys() {
     let cache = std::env::var("GOMODCACHE").unwrap_or_else(|_| "/root/go/pkg/mod".to_owned());
     let folders = std::fs::read_dir(format!("{cache}/github.com/moby/profiles")).into_iter().flatten().flatten();
