@@ -523,9 +523,10 @@ impl Puller<'_> {
             .collect();
         let mut done = vec![None; wanted.len()];
         let mut later = Vec::new();
-        let mut all = stream::iter(wanted.iter().enumerate())
-            .map(|(n, wanted)| {
-                let fetcher = &fetcher;
+        // By number: a closure over references would make the whole pull a future that cannot be spawned (rust#102211).
+        let mut all = stream::iter(0..wanted.len())
+            .map(|n| {
+                let (fetcher, wanted) = (&fetcher, &wanted[n]);
                 async move { (n, self.layer(fetcher, wanted).await) }
             })
             .buffer_unordered(PARALLEL);
