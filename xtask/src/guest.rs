@@ -88,7 +88,8 @@ pub fn run(only: Option<&str>) -> Result<()> {
 /// Names and paths of what cargo builds: the end-to-end tests and the agent. As the gate builds them, or all would be built anew.
 fn test_programs() -> Result<Vec<(String, PathBuf)>> {
     let mut found = executables(&["test", "--no-run", "--workspace"])?;
-    found.retain(|(_, is_test, _)| *is_test);
+    // The agent has tests of its own, in a program of the same name.
+    found.retain(|(name, is_test, _)| *is_test && name != "edge-agent");
     let agent = executables(&["build", "--workspace", "--all-targets"])?;
     found.extend(agent.into_iter().filter(|(_, is_test, _)| !is_test));
     Ok(found.into_iter().map(|(name, _, path)| (name, path)).collect())
