@@ -17,4 +17,8 @@ pub fn dispatch(args: &[OsString]) -> Option<ExitCode> {
 type Verb = fn(&[OsString]) -> ExitCode;
 
 /// Each room adds its verb here.
-const VERBS: &[(&str, Verb)] = &[("oci-runtime", crate::runtime::main), ("shim", crate::shim::server::main)];
+const VERBS: &[(&str, Verb)] = &[
+    ("oci-runtime", crate::runtime::main),
+    ("shim", crate::shim::server::main),
+    ("unpack", crate::snapshot::unpack_verb),
+];

@@ -3,8 +3,10 @@
 
 pub mod attr;
 pub mod bpf;
+pub mod confine;
 pub mod fork;
 pub mod netns;
 pub mod process;
 pub mod seccomp;
 pub mod thread;
+pub mod userns;

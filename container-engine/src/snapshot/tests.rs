@@ -1,0 +1,8 @@
+//! Layers and snapshots as a whole: through the confined child, on the disk and mounts of this machine. Needs root.
+
+mod hostile;
+mod layers;
+mod mounts;
+mod make;
+mod peers;
+mod trees;
