@@ -159,6 +159,12 @@ impl Ingest {
         self.path.parent().unwrap_or(&self.path).to_owned()
     }
 
+    /// What the bytes so far hash to: the name that `commit` would give, so that it can be pinned before.
+    pub fn digest(&mut self) -> Result<Digest, ContentError> {
+        self.replay_all()?;
+        Ok(Digest::finish(self.hash.clone()))
+    }
+
     /// Gives out and hashes what was on disk at the start, piece by piece; 0 when all was.
     pub fn replay(&mut self, buffer: &mut [u8]) -> Result<usize, ContentError> {
         let most = usize::try_from(self.to_replay()).unwrap_or(usize::MAX).min(buffer.len());

@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     LayerStatus,
@@ -145,8 +146,22 @@ impl Fetcher {
             let _turn = turn; // Until the file is closed nobody else opens it.
             Writer { ingest, pieces: Some(pieces), room, looked: 0, safe: 0, since: Instant::now() }.run(arriving)
         });
-        let download = self.download(remote, wanted, flight, offset, bytes);
-        let (downloaded, written, unpacked) = tokio::join!(download, write, self.unpack(wanted, receiver));
+        let broken = CancellationToken::new();
+        let download = async {
+            tokio::select! {
+                result = self.download(remote, wanted, flight, offset, bytes) => result,
+                () = broken.cancelled() => Ok(()),
+            }
+        };
+        let unpack = async {
+            let result = self.unpack(wanted, receiver).await;
+            // One that only needs the layers below is unpacked once they are there, from the blob: that is fetched on.
+            if result.as_ref().is_err_and(|error| !error.needs_below()) {
+                broken.cancel();
+            }
+            result
+        };
+        let (downloaded, written, unpacked) = tokio::join!(download, write, unpack);
         // The first cause is told, not what it led to.
         let written = joined(written, wanted)?;
         match written {
@@ -157,7 +172,6 @@ impl Fetcher {
             }
             Err(Stop::Content(error)) => Err(wanted.content(error)),
             Err(Stop::NoRoom(path, free)) => Err(wanted.no_space(path, free)),
-            Err(Stop::Unpacker) => unpacked,
         }
     }
 
@@ -255,8 +269,6 @@ type Turn = Arc<tokio::sync::OwnedMutexGuard<()>>;
 enum Stop {
     Content(ContentError),
     NoRoom(PathBuf, u64),
-    /// It has its own error.
-    Unpacker,
 }
 
 struct Writer {
@@ -278,7 +290,7 @@ impl Writer {
             let mut checkpoint: Option<std::thread::ScopedJoinHandle<'_, Result<(), ContentError>>> = None;
             while let Some(piece) = arriving.blocking_recv() {
                 self.ingest.append(&piece).map_err(Stop::Content)?;
-                self.pass(piece)?;
+                self.pass(piece);
                 self.look()?;
                 if self.is_due() && checkpoint.as_ref().is_none_or(std::thread::ScopedJoinHandle::is_finished) {
                     if let Some(Ok(result)) = checkpoint.take().map(std::thread::ScopedJoinHandle::join) {
@@ -309,14 +321,16 @@ impl Writer {
             let mut buffer = vec![0; PIECE];
             let n = self.ingest.replay(&mut buffer).map_err(Stop::Content)?;
             buffer.truncate(n);
-            self.pass(buffer.into())?;
+            self.pass(buffer.into());
         }
         Ok(())
     }
 
-    fn pass(&mut self, piece: Bytes) -> Result<(), Stop> {
-        let Some(pieces) = &self.pieces else { return Ok(()) };
-        pieces.blocking_send(Ok(piece)).map_err(|_| Stop::Unpacker)
+    /// To the unpacker; one that gave up has its own error, and stops the download where that is of no use.
+    fn pass(&mut self, piece: Bytes) {
+        if self.pieces.as_ref().is_some_and(|pieces| pieces.blocking_send(Ok(piece)).is_err()) {
+            self.pieces = None;
+        }
     }
 
     fn look(&mut self) -> Result<(), Stop> {

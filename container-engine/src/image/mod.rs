@@ -14,12 +14,15 @@ mod gc;
 mod local;
 pub mod manifest;
 mod pull;
+mod push;
 mod record;
 mod remote;
 mod seam;
 mod space;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
@@ -34,6 +37,7 @@ pub use gc::{GcError, GcReport, Water};
 pub use local::{Change, Damage, HistoryEntry, ImageError};
 pub use manifest::{Descriptor, ImageConfig, RunConfig};
 pub use pull::{LayerStatus, PullError, PullEvent, PullPolicy, PullRequest, Pulled};
+pub use push::{PushError, PushEvent, PushRequest, PushStatus};
 pub use record::{Record, RecordError};
 pub use seam::Failure;
 

@@ -271,7 +271,7 @@ impl PullError {
         matches!(self, Self::Damaged { .. } | Self::Content { source: ContentError::Mismatch { .. }, .. })
     }
 
-    fn needs_below(&self) -> bool {
+    pub(crate) fn needs_below(&self) -> bool {
         matches!(self, Self::Unpack { source, .. } if source.code == NEEDS_BELOW)
     }
 }
