@@ -13,9 +13,9 @@
 
 mod archive;
 mod child;
-//mod commit;
+mod commit;
 mod copy;
-//mod diff;
+mod diff;
 mod error;
 mod feed;
 mod idmap;
@@ -39,7 +39,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-//pub use commit::{Commit, CommitOptions, DiffStream};
+pub use commit::{Commit, CommitOptions, DiffStream};
 pub use error::{Fault, FaultKind, SnapshotError, UnpackError};
 pub use feed::Unpacking;
 pub use layer::{Layer, Marks};
