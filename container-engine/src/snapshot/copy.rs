@@ -49,6 +49,26 @@ pub fn layers(layers: &[(PathBuf, Marks)], folder: &Path, map: Option<IdMap>) ->
     write_index(&to, &folder.join("index"))
 }
 
+/// Copies what the root file system `root` has at `at` into the folder `to`, links followed within the root; false where
+/// there is no folder.
+pub fn below(root: &Path, at: &str, to: &Path) -> io::Result<bool> {
+    use rustix::fs::ResolveFlags;
+    let root = rustix::fs::open(root, FOLDER, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let from = match rustix::fs::openat2(&root, at, flags, Mode::empty(), resolve) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+        other => other?,
+    };
+    let to = rustix::fs::open(to, FOLDER, Mode::empty())?;
+    let stat = rustix::fs::fstat(&from)?;
+    let root = rustix::io::fcntl_dupfd_cloexec(&to, 0)?;
+    let mut copy = Copy { marks: Marks::User, shift: 0, linked: HashMap::new(), root };
+    copy.folder(from.as_fd(), to.as_fd(), &mut Vec::new(), 0)?;
+    copy.dress(&from, &to, &stat)?;
+    Ok(true)
+}
+
 struct Copy {
     marks: Marks,
     shift: u32,

@@ -48,6 +48,7 @@ pub use stream::Compression;
 pub use usage::Usage;
 
 pub(crate) use child::run as unpack_verb;
+pub(crate) use {copy::below as copy_below, remove::tree as remove_tree, usage::of as usage_of};
 
 use crate::content::Digest;
 use layer::Record;

@@ -106,12 +106,31 @@ impl Snapshots {
         apart(&id.clone(), move || it.prepare_now(&id, layers, &target, options)).await
     }
 
-    /// Mounts it again, after a boot or an `unmount`; nothing happens where it is mounted.
-    pub async fn mount(&self, id: &str) -> Result<RootFs, SnapshotError> {
-        let (it, id) = (self.clone(), id.to_owned());
+    /// The same without the mount, which `mount` makes later.
+    pub async fn create(&self, id: &str, layers: &[Layer], options: PrepareOptions) -> Result<(), SnapshotError> {
+        let (it, layers, id) = (self.clone(), layers.to_vec(), id.to_owned());
         apart(&id.clone(), move || {
             let _one = it.lock();
-            it.mount_now(&it.record(&id)?)
+            it.create_now(&id, layers, PathBuf::new(), options).map(drop)
+        })
+        .await
+    }
+
+    /// Mounts it at `target`, a folder that is there: for the first time, or after a boot or an `unmount`. Nothing
+    /// happens where it is mounted there.
+    pub async fn mount(&self, id: &str, target: &Path) -> Result<RootFs, SnapshotError> {
+        let (it, id, target) = (self.clone(), id.to_owned(), target.to_owned());
+        apart(&id.clone(), move || {
+            let _one = it.lock();
+            let mut record = it.record(&id)?;
+            if record.target != target {
+                if !record.target.as_os_str().is_empty() {
+                    it.unmount_target(&id, &record.target)?;
+                }
+                record.target = target;
+                it.write(&record, &it.folder(&id)?)?;
+            }
+            it.mount_now(record)
         })
         .await
     }
@@ -176,6 +195,21 @@ impl Snapshots {
         options: PrepareOptions,
     ) -> Result<RootFs, SnapshotError> {
         let _one = self.lock();
+        let record = self.create_now(id, layers, target.to_owned(), options)?;
+        let made = self.mount_now(record);
+        if made.is_err() {
+            self.undo(id, target);
+        }
+        made
+    }
+
+    fn create_now(
+        &self,
+        id: &str,
+        layers: Vec<Layer>,
+        target: PathBuf,
+        options: PrepareOptions,
+    ) -> Result<Record, SnapshotError> {
         let folder = self.folder(id)?;
         for layer in &layers {
             if LayerRecord::read(&self.0.layers.join(&layer.key)).is_err() {
@@ -188,41 +222,53 @@ impl Snapshots {
             }
             other => other.map_err(io_error(id, "make", &folder))?,
         }
-        let way = if options.copy { Way::Copy } else { Way::Overlay };
-        let record = Record { id: id.to_owned(), layers, options, target: target.to_owned(), way };
-        let made = self.make(record, &folder);
-        if made.is_err() {
-            if let Err(error) = self.unmount_target(id, target) {
-                tracing::warn!(%error, "a snapshot that failed is still mounted");
-            }
-            if let Err(error) = remove::tree(&folder) {
-                tracing::warn!(%error, path = %folder.display(), "a snapshot that failed is left; the next start removes it");
-            }
+        let copied = options.copy;
+        let mut record = Record { id: id.to_owned(), layers, options, target, way: Way::Overlay };
+        let made = self.fill(&record, &folder).and_then(|()| if copied { self.copy(&mut record) } else { Ok(()) });
+        if let Err(error) = made {
+            self.undo(id, Path::new(""));
+            return Err(error);
         }
-        made
+        Ok(record)
     }
 
-    fn make(&self, mut record: Record, folder: &Path) -> Result<RootFs, SnapshotError> {
-        let failed = |step| io_error(&record.id, step, folder);
+    /// Takes back what an attempt has left.
+    fn undo(&self, id: &str, target: &Path) {
+        if !target.as_os_str().is_empty()
+            && let Err(error) = self.unmount_target(id, target)
+        {
+            tracing::warn!(%error, "a snapshot that failed is still mounted");
+        }
+        let Ok(folder) = self.folder(id) else { return };
+        if let Err(error) = remove::tree(&folder) {
+            tracing::warn!(%error, path = %folder.display(), "a snapshot that failed is left; the next start removes it");
+        }
+    }
+
+    fn fill(&self, record: &Record, folder: &Path) -> Result<(), SnapshotError> {
+        let failed = || io_error(&record.id, "make", folder);
         for name in ["upper", "work", "empty"] {
             let mode = if name == "work" { 0o700 } else { 0o755 };
-            DirBuilder::new().mode(mode).create(folder.join(name)).map_err(failed("make"))?;
+            let path = folder.join(name);
+            DirBuilder::new().mode(mode).create(&path).map_err(failed())?;
+            // Whatever the umask is.
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(failed())?;
         }
-        self.dress_root(&record, &folder.join("upper")).map_err(failed("make"))?;
-        if record.way == Way::Overlay {
-            self.write(&record, folder)?;
-            match self.mount_now(&record) {
-                Err(SnapshotError::Io { source, .. }) if no_overlay(&source) => {
-                    tracing::info!(id = %record.id, error = %source, "no overlay mount here; the layers are copied");
-                    record.way = Way::Copy;
-                }
-                other => return other,
-            }
-        }
-        self.write(&record, folder)?;
+        self.dress_root(record, &folder.join("upper")).map_err(failed())?;
+        self.write(record, folder)
+    }
+
+    /// From here on it is a copy of its layers.
+    fn copy(&self, record: &mut Record) -> Result<(), SnapshotError> {
+        let folder = self.folder(&record.id)?;
         let layers: Vec<_> = record.layers.iter().map(|layer| (self.layer_path(layer), layer.marks)).collect();
-        copy::layers(&layers, folder, record.options.idmap).map_err(failed("copy the layers of"))?;
-        self.mount_now(&record)
+        copy::layers(&layers, &folder, record.options.idmap).map_err(io_error(
+            &record.id,
+            "copy the layers of",
+            &folder,
+        ))?;
+        record.way = Way::Copy;
+        self.write(record, &folder)
     }
 
     /// The root's own owner, mode and time are those of the uppermost layer.
@@ -246,7 +292,25 @@ impl Snapshots {
         written.map_err(io_error(&record.id, "describe", &path))
     }
 
-    fn mount_now(&self, record: &Record) -> Result<RootFs, SnapshotError> {
+    fn mount_now(&self, mut record: Record) -> Result<RootFs, SnapshotError> {
+        if record.way == Way::Overlay {
+            match self.mount_as(&record) {
+                Err(SnapshotError::Io { source, .. }) if no_overlay(&source) && self.is_untouched(&record) => {
+                    tracing::info!(id = %record.id, error = %source, "no overlay mount here; the layers are copied");
+                    self.copy(&mut record)?;
+                }
+                other => return other,
+            }
+        }
+        self.mount_as(&record)
+    }
+
+    /// Whether nothing was written to it yet.
+    fn is_untouched(&self, record: &Record) -> bool {
+        fs::read_dir(self.written(record)).is_ok_and(|mut items| items.next().is_none())
+    }
+
+    fn mount_as(&self, record: &Record) -> Result<RootFs, SnapshotError> {
         let root = RootFs { id: record.id.clone(), path: record.target.clone(), way: record.way };
         let (source, target) = (self.source(&record.id), &record.target);
         let failed = || io_error(&record.id, "mount", target);
@@ -258,25 +322,10 @@ impl Snapshots {
         let folder = self.folder(&record.id)?;
         match record.way {
             Way::Overlay => {
-                if record.options.volatile {
-                    // It marks an overlay that was not unmounted in order; what is in it is thrown away anyhow.
-                    let _ = fs::remove_dir_all(folder.join("work/work/incompat"));
-                }
-                let lower = record.layers.iter().rev().map(|layer| format!("{}/fs", layer.key)).collect();
-                let overlay = Overlay {
-                    source,
-                    layers: self.0.layers.clone(),
-                    lower,
-                    folder,
-                    read_only: record.options.read_only,
-                    volatile: record.options.volatile,
-                    marks: self.0.marks,
-                };
-                overlay.mount(target, record.options.idmap).map_err(failed())?;
+                self.overlay(record, source, folder).mount(target, record.options.idmap).map_err(failed())?
             }
             Way::Copy => {
-                let from = folder.join("root");
-                rustix::mount::mount_bind(&from, target).map_err(|error| failed()(error.into()))?;
+                rustix::mount::mount_bind(folder.join("root"), target).map_err(|error| failed()(error.into()))?;
                 if record.options.read_only {
                     let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
                     rustix::mount::mount_remount(target, flags, c"").map_err(|error| failed()(error.into()))?;
@@ -286,9 +335,25 @@ impl Snapshots {
         Ok(root)
     }
 
+    fn overlay(&self, record: &Record, source: String, folder: PathBuf) -> Overlay {
+        if record.options.volatile {
+            // The kernel's mark of a volatile overlay that was not unmounted; its content is thrown away anyhow.
+            let _ = fs::remove_dir_all(folder.join("work/work/incompat"));
+        }
+        Overlay {
+            source,
+            layers: self.0.layers.clone(),
+            lower: record.layers.iter().rev().map(|layer| format!("{}/fs", layer.key)).collect(),
+            folder,
+            read_only: record.options.read_only,
+            volatile: record.options.volatile,
+            marks: self.0.marks,
+        }
+    }
+
     fn unmount_now(&self, id: &str) -> Result<(), SnapshotError> {
-        let record = self.record(id)?;
-        self.unmount_target(id, &record.target)
+        let target = self.record(id)?.target;
+        if target.as_os_str().is_empty() { Ok(()) } else { self.unmount_target(id, &target) }
     }
 
     fn unmount_target(&self, id: &str, target: &Path) -> Result<(), SnapshotError> {
@@ -312,7 +377,8 @@ impl Snapshots {
         let aside = {
             let _one = self.lock();
             let source = self.source(id);
-            let mut targets: BTreeSet<PathBuf> = self.record(id).ok().map(|record| record.target).into_iter().collect();
+            let mut targets: BTreeSet<PathBuf> = self.record(id).ok().map(|it| it.target).into_iter().collect();
+            targets.remove(Path::new("")); // Never mounted.
             let mounted = overlay::mounted().map_err(io_error(id, "find mounts of", &folder))?;
             targets.extend(mounted.into_iter().filter(|mount| mount.source == source).map(|mount| mount.target));
             for target in &targets {
