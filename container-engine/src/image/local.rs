@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Image, Images, Record, RecordError,
+    Image, Images, PullError, Record, RecordError,
     fetch::Wanted,
     gc::GcError,
     manifest::{self, Descriptor, Document, DocumentError, MAX_MANIFEST, Manifest},
@@ -323,36 +323,55 @@ impl Images {
         Ok(damage)
     }
 
-    /// Moves a layer that turned out damaged out of the way; the next pull, or `mend`, unpacks it anew.
-    pub async fn set_aside_layer(&self, diff_id: Digest) -> Result<(), Failure> {
-        self.0.layers.set_aside(diff_id).await
+    /// Removes a layer whose tree turned out damaged; the next pull, or `mend`, unpacks it anew. `conflict` while containers
+    /// stand on it.
+    pub async fn remove_layer(&self, diff_id: Digest) -> Result<(), Failure> {
+        let _none = self.0.removal.write().await;
+        self.0.layers.remove(diff_id).await
     }
 
     /// Unpacks the missing layers of an image from the blobs that are here; whether it is whole then.
     pub async fn mend(&self, record: &Record) -> bool {
         let Ok(manifest) = self.manifest(record).await else { return false };
-        if manifest.layers.len() != record.layers.len() {
-            return false;
-        }
+        let label = if record.name.is_empty() { record.config.to_string() } else { familiar(&record.name) };
         let _pins = self.pin(record.blobs.iter().chain(&record.layers).copied()).await;
+        match self.unpack_present(&manifest, &record.layers, &label).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::info!(%error, "an image that is not whole cannot be mended from what is on disk");
+                false
+            }
+        }
+    }
+
+    /// Unpacks the layers of a manifest, lowest first, from the blobs that are here; their bytes together.
+    pub(super) async fn unpack_present(
+        &self,
+        manifest: &Manifest,
+        diff_ids: &[Digest],
+        image: &str,
+    ) -> Result<u64, PullError> {
         let fetcher = self.fetcher();
-        for (n, (blob, diff_id)) in manifest.layers.iter().zip(&record.layers).enumerate() {
-            let below = record.layers[..n].to_vec();
+        let mut bytes = 0;
+        for (n, (blob, diff_id)) in manifest.layers.iter().zip(diff_ids).enumerate() {
             let wanted = Wanted {
                 blob: blob.clone(),
                 diff_id: *diff_id,
-                with_below: n > 0,
-                below,
-                image: familiar(&record.name),
+                below: diff_ids[..n].to_vec(),
+                with_below: false,
+                image: image.to_owned(),
                 source: String::new(),
             };
             let flight = self.0.flights.join(blob.digest);
-            if let Err(error) = fetcher.layer(&Nowhere, &wanted, &flight).await {
-                tracing::info!(%error, "an image that is not whole cannot be mended from what is on disk");
-                return false;
-            }
+            let unpacked = match fetcher.layer(&Nowhere, &wanted, &flight).await {
+                Err(error) if error.needs_below() => {
+                    fetcher.layer(&Nowhere, &Wanted { with_below: true, ..wanted }, &flight).await?
+                }
+                result => result?,
+            };
+            bytes += unpacked.bytes;
         }
-        true
+        Ok(bytes)
     }
 
     /// The manifest of an image that is here.

@@ -8,6 +8,7 @@
 //! - A record names what was whole when it was written; what turns out damaged is set aside and fetched anew by the next pull.
 //! - Nothing is removed that a record, a lease, a container or a running pull needs.
 
+pub mod archive;
 mod fetch;
 mod flight;
 mod gc;
@@ -33,6 +34,7 @@ use std::{
 
 use store::state::State;
 
+pub use archive::{ArchiveError, Format, LoadEvent, LoadRequest, Loaded};
 pub use gc::{GcError, GcReport, Water};
 pub use local::{Change, Damage, HistoryEntry, ImageError};
 pub use manifest::{Descriptor, ImageConfig, RunConfig};
@@ -46,6 +48,7 @@ use crate::{
     lease::Leases,
     owner::Owner,
     registry::Registry,
+    snapshot::Snapshots,
 };
 use fetch::Fetcher;
 use flight::Flights;
@@ -124,6 +127,17 @@ struct Inner {
 pub struct Images(Arc<Inner>);
 
 impl Images {
+    /// Opens the images below a data directory: cleans what a crash left, and finds the names again where the database was lost.
+    pub async fn open(
+        options: Options,
+        state: State,
+        leases: Leases,
+        registry: Registry,
+        snapshots: Snapshots,
+    ) -> Result<Self, OpenError> {
+        Self::with(options, state, leases, registry, Arc::new(snapshots), Duration::from_millis(300)).await
+    }
+
     pub(crate) async fn with(
         options: Options,
         state: State,

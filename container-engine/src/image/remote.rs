@@ -5,11 +5,13 @@ use futures_util::{StreamExt, future::BoxFuture, stream};
 
 use super::{
     manifest::Descriptor,
-    seam::{Body, Failure, RawManifest, Remote},
+    seam::{Body, Failure, Layer, Layers, NEEDS_BELOW, Pieces, RawManifest, Remote, Unpacked},
 };
 use crate::{
+    content::Digest,
     reference::ImageRef,
     registry::{Credentials, Registry, RegistryError},
+    snapshot::{Limits, SnapshotError, Snapshots, Unpack, UnpackError},
 };
 
 impl From<RegistryError> for Failure {
@@ -56,5 +58,67 @@ impl Remote for Repository {
             });
             Ok(pieces.boxed())
         })
+    }
+}
+
+impl From<UnpackError> for Failure {
+    fn from(error: UnpackError) -> Self {
+        let code = if error.needs_parents() { NEEDS_BELOW } else { error.code() };
+        Self { code, transient: error.is_transient(), retry_after: None, error: Box::new(error) }
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        Self { code: error.code(), transient: error.is_transient(), retry_after: None, error: Box::new(error) }
+    }
+}
+
+fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+    Failure { code: "internal", transient: true, retry_after: None, error: error.into() }
+}
+
+impl Layers for Snapshots {
+    fn get(&self, diff_id: &Digest, below: &[Digest]) -> Option<Unpacked> {
+        self.layer(diff_id, below).map(|layer| Unpacked { diff_id: layer.diff_id, bytes: layer.bytes })
+    }
+
+    fn unpack(&self, layer: Layer, mut pieces: Pieces) -> BoxFuture<'_, Result<Unpacked, Failure>> {
+        Box::pin(async move {
+            let below = layer.below.unwrap_or_default();
+            let parents = below.iter().enumerate().map(|(n, it)| self.layer(it, &below[..n]));
+            let parents = parents.collect::<Option<Vec<_>>>();
+            let parents = parents.ok_or_else(|| broken("a layer below went away meanwhile: pull again"))?;
+            let limits = Limits { bytes: layer.most.min(Limits::default().bytes), ..Limits::default() };
+            let diff_id = Some(layer.diff_id);
+            let mut unpacking = self.begin(Unpack { diff_id, declared: None, limits, parents }).await?;
+            while let Some(piece) = pieces.recv().await {
+                // The download broke: what was unpacked goes, what was downloaded stays.
+                unpacking.write(&piece.map_err(broken)?).await?;
+            }
+            let layer = unpacking.finish().await?;
+            Ok(Unpacked { diff_id: layer.diff_id, bytes: layer.bytes })
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Unpacked>, Failure>> {
+        let snapshots = self.clone();
+        Box::pin(async {
+            let layers = tokio::task::spawn_blocking(move || snapshots.layers()).await.map_err(broken)?;
+            let layers = layers.map_err(broken)?.into_iter();
+            Ok(layers.map(|layer| Unpacked { diff_id: layer.diff_id, bytes: layer.bytes }).collect())
+        })
+    }
+
+    fn remove(&self, diff_id: Digest) -> BoxFuture<'_, Result<(), Failure>> {
+        let snapshots = self.clone();
+        let remove = move || {
+            let layers = snapshots.layers().map_err(broken)?;
+            for layer in layers.into_iter().filter(|it| it.diff_id == diff_id) {
+                snapshots.remove_layer(&layer.key)?;
+            }
+            Ok(())
+        };
+        Box::pin(async { tokio::task::spawn_blocking(remove).await.map_err(broken)? })
     }
 }

@@ -76,8 +76,6 @@ pub(crate) trait Layers: Send + Sync {
     fn unpack(&self, layer: Layer, pieces: Pieces) -> BoxFuture<'_, Result<Unpacked, Failure>>;
     /// All whole layers.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Unpacked>, Failure>>;
-    /// Removes one.
+    /// Removes one; `conflict` where something stands on it.
     fn remove(&self, diff_id: Digest) -> BoxFuture<'_, Result<(), Failure>>;
-    /// Moves a damaged one out of the way.
-    fn set_aside(&self, diff_id: Digest) -> BoxFuture<'_, Result<(), Failure>>;
 }

@@ -246,10 +246,6 @@ impl Layers for FakeLayers {
         self.lose(&diff_id);
         Box::pin(async { Ok(()) })
     }
-
-    fn set_aside(&self, diff_id: Digest) -> BoxFuture<'_, Result<(), Failure>> {
-        self.remove(diff_id)
-    }
 }
 
 /// A board: its images over a registry.
