@@ -4,6 +4,7 @@
 
 mod agent;
 pub mod bench;
+mod bundle;
 mod certificates;
 mod disk;
 pub mod images;
@@ -16,6 +17,7 @@ pub mod wall_clock;
 pub mod written;
 
 pub use agent::{Agent, agent_binary};
+pub use bundle::Bundle;
 pub use certificates::Certificates;
 pub use disk::Disk;
 pub use publisher::Publisher;
