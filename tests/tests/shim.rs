@@ -240,9 +240,14 @@ async fn executions() -> Result<()> {
         (b"to and fro".to_vec(), b"err\n".to_vec(), ExitStatus { code: 5, signal: None })
     );
 
-    let (mut session, _) = client.exec(exec("t", &["sh", "-c", "stty size; exit 6"], true, true)).await?;
+    let (mut session, _) = client
+        .exec(ExecRequest {
+            terminal_size: Some((24, 80)),
+            ..exec("t", &["sh", "-c", "stty size; exit 6"], true, true)
+        })
+        .await?;
     let (out, _, exit) = all(&mut session).await?;
-    assert!(String::from_utf8_lossy(&out).contains("0 0"), "{out:?}");
+    assert!(String::from_utf8_lossy(&out).contains("24 80"), "{out:?}");
     assert_eq!(exit.code, 6);
 
     let refused = client.exec(exec("n", &["nothing-of-that-name"], false, false)).await.err().context("it ran")?;
@@ -254,7 +259,7 @@ async fn executions() -> Result<()> {
         async move {
             let script = format!("seq 1 5000 | tail -n 1; echo {n}; exit {n}");
             let (mut session, _) = client.exec(exec(&format!("m{n}"), &["sh", "-c", &script], false, false)).await?;
-            let (out, _, exit) = all(&mut session).await?;
+            let (out, _, exit) = all(&mut session).await.context("one of many")?;
             assert_eq!((String::from_utf8(out)?, exit.code), (format!("5000\n{n}\n"), n));
             anyhow::Ok(())
         }
@@ -268,6 +273,7 @@ async fn executions() -> Result<()> {
     let (mut session, _) = client.exec(exec("s", &["sleep", "1000"], false, false)).await?;
     client.signal(Some("s"), 15, false).await?;
     assert_eq!(all(&mut session).await?.2, ExitStatus { code: 143, signal: Some(15) });
+    eprintln!("HERE");
     let mut exits = 0;
     while exits < 19 {
         exits += usize::from(matches!(timeout(PATIENCE, events.next()).await??, Some(Event::ExecExited { .. })));
@@ -412,14 +418,13 @@ async fn fifty_at_once_and_their_memory() -> Result<()> {
     }
     eprintln!("50 containers: {:?}", begun.elapsed());
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let (mut private, mut ticks) = (Vec::new(), Vec::new());
     let mut pids = Vec::new();
     for client in &clients {
-        let pid = client.state().await?.shim_pid;
-        private.push(private_kib(pid)?);
-        ticks.push(cpu(pid)?);
-        pids.push(pid);
+        pids.push(client.state().await?.shim_pid);
     }
+    tokio::time::sleep(Duration::from_millis(500)).await; // They have gone back to sleep.
+    let mut private = pids.iter().map(|pid| private_kib(*pid)).collect::<Result<Vec<_>>>()?;
+    let ticks = pids.iter().map(|pid| cpu(*pid)).collect::<Result<Vec<_>>>()?;
     private.sort_unstable();
     eprintln!("private memory of a shim: median {} KiB, most {} KiB", private[25], private[49]);
     tokio::time::sleep(Duration::from_secs(2)).await;

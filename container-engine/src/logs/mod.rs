@@ -13,9 +13,16 @@
 
 mod chain;
 mod compress;
+mod follow;
 mod line;
+mod reader;
 mod writer;
 
 pub use compress::compress_rotated;
+pub use follow::Reader;
 pub use line::{Entry, MAX_TEXT, Stream, parse, rfc3339};
+pub use reader::{ReadError, ReadOptions};
 pub use writer::Writer;
+
+#[cfg(test)]
+mod tests;

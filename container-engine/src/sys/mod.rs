@@ -1,6 +1,7 @@
 //! System calls that rustix has no safe wrapper for. The only `unsafe` of this crate: one small module a subject.
 #![allow(unsafe_code)]
 
+pub mod asynchronous;
 pub mod attr;
 pub mod bpf;
 pub mod confine;
