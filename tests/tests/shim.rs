@@ -273,7 +273,6 @@ async fn executions() -> Result<()> {
     let (mut session, _) = client.exec(exec("s", &["sleep", "1000"], false, false)).await?;
     client.signal(Some("s"), 15, false).await?;
     assert_eq!(all(&mut session).await?.2, ExitStatus { code: 143, signal: Some(15) });
-    eprintln!("HERE");
     let mut exits = 0;
     while exits < 19 {
         exits += usize::from(matches!(timeout(PATIENCE, events.next()).await??, Some(Event::ExecExited { .. })));

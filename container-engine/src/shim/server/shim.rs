@@ -390,7 +390,10 @@ impl Shim {
         let Some(process) = self.processes.get_mut(&key) else { return };
         if process.take_console().is_ok_and(|taken| taken) {
             process.pump();
-            self.watch_outs(key);
+            // Before the runtime has returned, a client still waits for its answer, and output must not come first.
+            if process.pid != 0 {
+                self.watch_outs(key);
+            }
         }
     }
 
@@ -489,7 +492,7 @@ impl Shim {
         let Some(process) = self.processes.get_mut(&key) else { return };
         let Ok(pid) = *answer else { return };
         process.pid = pid;
-        if process.tty {
+        if process.console.is_some() {
             self.console_ready(key);
         } else {
             self.watch_outs(key);
