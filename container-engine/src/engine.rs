@@ -18,13 +18,19 @@ use store::state::State;
 
 use crate::{
     cgroup::{CgroupError, Cgroups},
-    container::{Containers, Parts, Program, RecoveryReport, Resources, Roots},
+    container::{Containers, Parts, Program, RecoveryReport, Resources},
     event::Events,
+    image::{self, Images, Water},
+    lease::Leases,
     ledger::{Amount, Ledger},
     network::{NetworkError, Networks},
     owner::Owner,
+    registry::{self, Registry, RegistryError},
+    roots::{ContainersUse, EngineRoots},
     runtime::{SealError, SealedExe},
     shim::RuntimeSpec,
+    snapshot::Snapshots,
+    volume::Volumes,
 };
 
 /// How the engine is to be on this board.
@@ -44,6 +50,12 @@ pub struct Options {
     pub reserved: Amount,
     /// Networks; its folders are set from those above.
     pub network: crate::network::Options,
+    /// Registries.
+    pub registry: registry::Options,
+    /// Bytes that blobs and layers may take together; absent: what the disk has.
+    pub quota: Option<u64>,
+    /// When unused images go.
+    pub water: Water,
 }
 
 impl Options {
@@ -57,6 +69,9 @@ impl Options {
             cgroup_parent: String::new(),
             reserved: Amount::default(),
             network: crate::network::Options::default(),
+            registry: registry::Options::default(),
+            quota: None,
+            water: Water::default(),
         }
     }
 }
@@ -81,6 +96,12 @@ pub enum OpenError {
     /// Networks.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// Registries.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Images.
+    #[error(transparent)]
+    Images(#[from] image::OpenError),
 }
 
 /// The engine; cheap to clone.
@@ -89,6 +110,11 @@ pub struct Engine(Arc<Inner>);
 
 struct Inner {
     containers: Containers,
+    images: Images,
+    snapshots: Snapshots,
+    volumes: Volumes,
+    leases: Leases,
+    registry: Registry,
     networks: Networks,
     events: Events,
     ledger: Ledger,
@@ -97,20 +123,26 @@ struct Inner {
 }
 
 impl Engine {
-    /// Opens the engine over `roots` and finds again what was there: containers that still run are followed, ends that
-    /// nobody saw are recorded, what belongs to nobody is removed.
+    /// Opens the engine and finds again what was there: containers that still run are followed, ends that nobody saw are
+    /// recorded, what belongs to nobody is removed.
     ///
     /// * Errors: of the board; damage to single containers is in [`Engine::recovered`].
     /// * Cancelled: open it again.
-    pub async fn open_over(options: Options, state: State, roots: Arc<dyn Roots>) -> Result<Self, OpenError> {
+    pub async fn open(options: Options, state: State) -> Result<Self, OpenError> {
         for dir in [&options.data_dir, &options.run_dir] {
             folder(dir)?;
         }
         let cgroups = Cgroups::detect()?;
-        let exe = match options.program {
+        let exe = match options.program.clone() {
             Some(program) => Program::File(program),
             None => Program::Own(SealedExe::open()?),
         };
+        let registry = Registry::new(options.registry.clone())?;
+        let (snapshots, volumes) = folders(&options.data_dir, &exe.path())?;
+        let leases = Leases::new(state.clone());
+        let images = image::Options { data: options.data_dir.clone(), quota: options.quota, water: options.water };
+        let images = Images::open(images, state.clone(), leases.clone(), registry.clone(), snapshots.clone()).await?;
+        let roots = EngineRoots { images: images.clone(), snapshots: snapshots.clone(), volumes: volumes.clone() };
         let network = crate::network::Options {
             run_dir: options.run_dir.clone(),
             data_dir: options.data_dir.clone(),
@@ -130,14 +162,52 @@ impl Engine {
             ledger: ledger.clone(),
             cgroups: cgroups.clone(),
             networks: networks.clone(),
-            roots,
+            roots: Arc::new(roots),
         };
         let containers = Containers::new(parts);
         let recovered = containers.recover().await;
         for problem in &recovered.problems {
             tracing::warn!(problem, "something of an earlier run could not be put in order");
         }
-        Ok(Self(Arc::new(Inner { containers, networks, events, ledger, cgroups, recovered })))
+        images.set_in_use(Arc::new(ContainersUse(containers.clone())));
+        Ok(Self(Arc::new(Inner {
+            containers,
+            images,
+            snapshots,
+            volumes,
+            leases,
+            registry,
+            networks,
+            events,
+            ledger,
+            cgroups,
+            recovered,
+        })))
+    }
+
+    /// Images.
+    pub fn images(&self) -> &Images {
+        &self.0.images
+    }
+
+    /// Layers and root file systems: prepare, diff, commit.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.0.snapshots
+    }
+
+    /// Named volumes. Their calls block.
+    pub fn volumes(&self) -> &Volumes {
+        &self.0.volumes
+    }
+
+    /// What is held against garbage collection.
+    pub fn leases(&self) -> &Leases {
+        &self.0.leases
+    }
+
+    /// Registries.
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
     }
 
     /// Containers.
@@ -224,6 +294,16 @@ async fn blocking<T: Send + 'static>(
         source: std::io::Error::other(error),
     };
     tokio::task::spawn_blocking(work).await.map_err(panicked)?
+}
+
+/// Briefly blocking: two folders are listed.
+fn folders(data: &Path, program: &Path) -> Result<(Snapshots, Volumes), OpenError> {
+    let failed = |name: &str| {
+        let path = data.join(name);
+        move |source| OpenError::Folder { path, source }
+    };
+    let snapshots = Snapshots::open(data, program).map_err(failed("layers"))?;
+    Ok((snapshots, Volumes::open(data).map_err(failed("volumes"))?))
 }
 
 fn folder(dir: &Path) -> Result<(), OpenError> {

@@ -20,6 +20,7 @@ pub mod owner;
 pub mod platform;
 pub mod reference;
 pub mod registry;
+mod roots;
 pub mod runtime;
 pub mod shim;
 pub mod snapshot;
