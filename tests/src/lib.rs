@@ -7,6 +7,7 @@ pub mod bench;
 mod bundle;
 mod certificates;
 mod disk;
+pub mod engine;
 pub mod images;
 pub mod lan;
 mod publisher;

@@ -117,7 +117,9 @@ impl Containers {
         let rootfs = places.rootfs();
         let made = std::fs::create_dir_all(&rootfs);
         made.map_err(|source| ContainerError::Io { what: "make", path: rootfs.clone(), source })?;
-        self.0.parts.roots.mount(entry.id.as_str(), &rootfs).await.map_err(ContainerError::Root)?;
+        let (facts, ids) = entry.with(|record| (record.facts.clone(), record.ids));
+        let mounted = self.0.parts.roots.mount(entry.id.as_str(), &facts, ids, &rootfs).await;
+        mounted.map_err(ContainerError::Root)?;
         Ok((rootfs, path, true))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     ContainerId, ContainerSpec, Containers, CreateError, Created, ImageOf, MountKind, MountPoint, MountSource,
     NamespaceMode, NetworkMode, Propagation, State,
-    front::remove_dir,
+    front::{clear_run_dir, remove_dir},
     id, oci,
     record::{Entry, Record, has_mount, lock},
     roots::{ImageFacts, VolumeWanted},
@@ -118,9 +118,8 @@ impl Containers {
         }
     }
 
-    /// The writable part, the volumes' folders and the record, all at once.
+    /// The record, and the folder of its files. The writable part is made when it is first needed.
     async fn furnish(&self, entry: &Arc<Entry>) -> Result<(), CreateError> {
-        let record = entry.record();
         let data = self.places(&entry.id).data;
         // Not synced: a folder that a power cut takes is made again at the start.
         std::fs::create_dir_all(&data).map_err(|source| CreateError::Io {
@@ -128,11 +127,7 @@ impl Containers {
             path: data.clone(),
             source,
         })?;
-        let roots = &self.0.parts.roots;
-        let prepare =
-            async { roots.prepare(entry.id.as_str(), &record.facts, record.ids).await.map_err(CreateError::Root) };
-        let (prepared, written) = tokio::join!(prepare, async { self.write(entry).await.map_err(CreateError::State) });
-        prepared.and(written)
+        Ok(self.write(entry).await?)
     }
 
     /// Takes back a container that was not to be, or is no longer.
@@ -150,7 +145,7 @@ impl Containers {
             tracing::warn!(%error, container = %entry.id, "the files of a removed container stay; they are removed at the next start");
         }
         let places = self.places(&entry.id);
-        let gone = tokio::task::spawn_blocking(move || remove_dir(&places.run).and(remove_dir(&places.data))).await;
+        let gone = tokio::task::spawn_blocking(move || clear_run_dir(&places.run).and(remove_dir(&places.data))).await;
         if let Ok(Err(error)) = gone {
             tracing::warn!(%error, container = %entry.id, "folders of a removed container stay; they are removed at the next start");
         }

@@ -209,7 +209,35 @@ impl Containers {
     }
 }
 
-/// Removes a folder and what is in it. What is not there is no error; a mount inside is, as it would lose its files.
+/// Removes a container's run directory. A root file system that is still mounted in it stays untouched, with an error.
+pub(super) fn clear_run_dir(run: &Path) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(run) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        if !entry.file_type()?.is_dir() {
+            std::fs::remove_file(&path)?;
+        } else if matches!(entry.file_name().to_str(), Some("rootfs" | "shm")) {
+            // Never what lies below: behind a mount those are the container's own files.
+            std::fs::remove_dir(&path)?;
+        } else {
+            remove_dir(&path)?;
+        }
+    }
+    remove_empty(run)
+}
+
+fn remove_empty(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes a folder and what is in it. What is not there is no error.
 pub(super) fn remove_dir(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc};
 use super::{
     Containers, State, Status,
     end::{lost, why},
-    front::remove_dir,
+    front::{clear_run_dir, remove_dir},
     record::{Entry, Record, lock},
 };
 use crate::{
@@ -314,7 +314,7 @@ impl Containers {
                 for inside in ["rootfs", "shm"] {
                     let _ = rustix::mount::unmount(run.join(inside), rustix::mount::UnmountFlags::DETACH);
                 }
-                remove_dir(&run)
+                clear_run_dir(&run)
             }
         });
         match cleared.await {

@@ -86,10 +86,14 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, RootError>>;
 pub trait Roots: Send + Sync + 'static {
     /// The image, which has to be present.
     fn image<'a>(&'a self, owner: &'a Owner, name: &'a str) -> Answer<'a, ImageFacts>;
-    /// Makes the writable part of a container.
-    fn prepare<'a>(&'a self, id: &'a str, image: &'a ImageFacts, ids: Option<IdRange>) -> Answer<'a, ()>;
-    /// Mounts its root file system at `target`, which exists.
-    fn mount<'a>(&'a self, id: &'a str, target: &'a Path) -> Answer<'a, ()>;
+    /// Mounts a container's root file system at `target`, which exists; its writable part is made at the first time.
+    fn mount<'a>(
+        &'a self,
+        id: &'a str,
+        image: &'a ImageFacts,
+        ids: Option<IdRange>,
+        target: &'a Path,
+    ) -> Answer<'a, ()>;
     /// Takes the mount away.
     fn unmount<'a>(&'a self, id: &'a str, target: &'a Path) -> Answer<'a, ()>;
     /// Removes the writable part.

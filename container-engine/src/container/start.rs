@@ -9,7 +9,7 @@ use std::{
 use super::{
     ContainerId, Containers, MountKind, MountPoint, MountSource, NamespaceMode, NetworkMode, Seccomp, StartError,
     Started, State, Status, devices,
-    front::remove_dir,
+    front::clear_run_dir,
     oci,
     record::{Entry, Record, has_mount, lock},
     roots::IdRange,
@@ -183,7 +183,8 @@ impl Containers {
 
     /// The root file system and all that has to be looked up in it or on the board.
     async fn mount_root(&self, record: Record, rootfs: PathBuf) -> Result<Prepared, StartError> {
-        self.0.parts.roots.mount(record.id.as_str(), &rootfs).await.map_err(StartError::Root)?;
+        let roots = &self.0.parts.roots;
+        roots.mount(record.id.as_str(), &record.facts, record.ids, &rootfs).await.map_err(StartError::Root)?;
         let mounts = self.volumes(&record, &rootfs).await.map_err(StartError::Root)?;
         let failed = |error: tokio::task::JoinError| StartError::Setup {
             id: record.id.clone(),
@@ -377,7 +378,7 @@ impl Containers {
             if let Err(error) = cgroups.remove(&cgroup) {
                 tracing::warn!(%error, cgroup, "the control group of an ended container stays");
             }
-            remove_dir(&places.run)
+            clear_run_dir(&places.run)
         });
         if let Ok(Err(error)) = cleared.await {
             tracing::warn!(%error, container = %entry.id, "the run directory of an ended container stays");
@@ -430,7 +431,8 @@ fn make_run_dir(run: &Path, data: &Path, ids: Option<IdRange>) -> Result<(), (Pa
         move |error| (path, error)
     };
     let _ = rustix::mount::unmount(run.join("rootfs"), rustix::mount::UnmountFlags::DETACH);
-    remove_dir(run).map_err(failed(run))?;
+    let _ = rustix::mount::unmount(run.join("shm"), rustix::mount::UnmountFlags::DETACH);
+    clear_run_dir(run).map_err(failed(run))?;
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o711).create(run.parent().unwrap_or(run)).map_err(failed(run))?;
     std::fs::DirBuilder::new().mode(mode).create(run).map_err(failed(run))?;
