@@ -18,7 +18,7 @@ use store::state::State;
 
 use crate::{
     cgroup::{CgroupError, Cgroups},
-    container::{Containers, Parts, Program, RecoveryReport, Resources},
+    container::{Containers, Parts, RecoveryReport, Resources},
     event::Events,
     image::{self, Images, Water},
     lease::Leases,
@@ -27,7 +27,7 @@ use crate::{
     owner::Owner,
     registry::{self, Registry, RegistryError},
     roots::{ContainersUse, EngineRoots},
-    runtime::{SealError, SealedExe},
+    runtime::{Runtime, SealError, SealedExe},
     shim::RuntimeSpec,
     snapshot::Snapshots,
     volume::Volumes,
@@ -133,10 +133,13 @@ impl Engine {
             folder(dir)?;
         }
         let cgroups = Cgroups::detect()?;
-        let exe = match options.program.clone() {
-            Some(program) => Program::File(program),
-            None => Program::Own(SealedExe::open()?),
+        let program = options.program.clone().or_else(|| std::fs::read_link("/proc/self/exe").ok()).unwrap_or_default();
+        let sealed = || match &options.program {
+            Some(program) => SealedExe::of(program),
+            None => SealedExe::open(),
         };
+        let own_runtime = Runtime::named(&options.runtime, sealed()?, options.run_dir.join("oci"));
+        let exe = sealed()?;
         let registry = Registry::new(options.registry.clone())?;
         let (snapshots, volumes) = folders(&options.data_dir, &exe.path())?;
         let leases = Leases::new(state.clone());
@@ -155,7 +158,9 @@ impl Engine {
             runtime: runtime(&options.runtime, &options.run_dir),
             data_dir: options.data_dir,
             run_dir: options.run_dir,
+            own_runtime: Arc::new(own_runtime),
             exe,
+            program,
             cgroup_parent: options.cgroup_parent,
             state,
             events: events.clone(),

@@ -22,7 +22,7 @@ use crate::{
     ledger::Ledger,
     network::Networks,
     owner::Owner,
-    runtime::SealedExe,
+    runtime::{Runtime, SealedExe},
     shim::RuntimeSpec,
 };
 
@@ -32,8 +32,12 @@ pub(crate) struct Parts {
     pub run_dir: PathBuf,
     /// How shims call the runtime.
     pub runtime: RuntimeSpec,
+    /// The same, for what no shim is left to do.
+    pub own_runtime: Arc<Runtime>,
     /// The program that shims are started from.
-    pub exe: Program,
+    pub exe: SealedExe,
+    /// Its file, for containers that mount it as their init.
+    pub program: PathBuf,
     /// Above `edge.slice`; empty: the root of the hierarchies.
     pub cgroup_parent: String,
     pub state: Store,
@@ -42,31 +46,6 @@ pub(crate) struct Parts {
     pub cgroups: Cgroups,
     pub networks: Networks,
     pub roots: Arc<dyn Roots>,
-}
-
-/// The program that shims are started from.
-pub(crate) enum Program {
-    /// This one, sealed.
-    Own(SealedExe),
-    /// Another file of the same program.
-    File(PathBuf),
-}
-
-impl Program {
-    pub fn path(&self) -> PathBuf {
-        match self {
-            Self::Own(exe) => exe.path(),
-            Self::File(path) => path.clone(),
-        }
-    }
-
-    /// The file itself, for containers that mount it as their init.
-    pub fn file(&self) -> PathBuf {
-        match self {
-            Self::Own(_) => std::fs::read_link("/proc/self/exe").unwrap_or_else(|_| "/proc/self/exe".into()),
-            Self::File(path) => path.clone(),
-        }
-    }
 }
 
 pub(crate) struct Inner {

@@ -39,7 +39,7 @@ pub use archive::{ArchiveError, PutOptions};
 pub use control::Attaching;
 pub use error::{ContainerError, CreateError, ResolveError, StartError};
 pub use front::Containers;
-pub(crate) use front::{Parts, Program};
+pub(crate) use front::Parts;
 pub use id::{ContainerId, IdError, is_name};
 pub use image::ImageDefaults;
 pub use recover::RecoveryReport;

@@ -265,6 +265,10 @@ impl Containers {
         for id in stray(&parts.run_dir.join("containers"), &known) {
             self.clear_stray(&id, report).await;
         }
+        for id in stray(&parts.runtime.root, &known) {
+            self.forget_in_runtime(&id).await;
+            report.cleared.push(format!("runtime state of {id}"));
+        }
         let existing: Vec<String> = known.iter().cloned().collect();
         if let Err(error) = parts.roots.recover(&existing).await {
             report.problems.push(board::tasks::chain(&error));
@@ -301,6 +305,7 @@ impl Containers {
         if let Err(error) = shim.shutdown(true).await {
             tracing::debug!(%error, container = id, "the shim of an unknown container");
         }
+        self.forget_in_runtime(id).await;
         let rootfs = run.join("rootfs");
         if let Err(error) = self.0.parts.roots.unmount(id, &rootfs).await {
             tracing::debug!(%error, container = id, "the root file system of an unknown container");

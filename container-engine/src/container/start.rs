@@ -262,7 +262,7 @@ impl Containers {
             cgroup: self.cgroup(entry),
             cgroup_mode: parts.cgroups.mode(),
             limits_swap: parts.cgroups.limits_swap(),
-            init: spec.init.then(|| parts.exe.file()),
+            init: spec.init.then(|| parts.program.clone()),
             seccomp,
             apparmor: spec.security.apparmor.clone().filter(|_| Path::new("/sys/kernel/security/apparmor").exists()),
             blkio: prepared.blkio.clone(),
@@ -346,12 +346,30 @@ impl Containers {
         serde_json::from_slice(&bytes).map_err(std::io::Error::other)
     }
 
+    /// Where a shim was killed, the runtime still knows its container.
+    pub(super) async fn forget_in_runtime(&self, id: &str) {
+        if !self.0.parts.runtime.root.join(id).exists() {
+            return;
+        }
+        let (runtime, name) = (self.0.parts.own_runtime.clone(), id.to_owned());
+        match tokio::task::spawn_blocking(move || runtime.delete(&name, true)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, container = id, "the runtime does not forget a container"),
+            Err(error) => tracing::warn!(%error, container = id, "the runtime does not forget a container"),
+        }
+    }
+
     /// Takes away what a life needed: shim, runtime state, network, mounts, run directory. Goes on past what fails and
     /// logs it; the next start of the agent tries again. The gate is held.
     pub(super) async fn take_down(&self, entry: &Arc<Entry>, force: bool) {
         let places = self.places(&entry.id);
-        if let Err(error) = ShimClient::at(&places.run).shutdown(force).await {
-            tracing::warn!(%error, container = %entry.id, "the shim of an ended container does not end");
+        match ShimClient::at(&places.run).shutdown(force).await {
+            Ok(Some(_)) => {}
+            Ok(None) => self.forget_in_runtime(entry.id.as_str()).await,
+            Err(error) => {
+                tracing::warn!(%error, container = %entry.id, "the shim of an ended container does not end");
+                self.forget_in_runtime(entry.id.as_str()).await;
+            }
         }
         let parts = &self.0.parts;
         let id = entry.id.as_str();

@@ -49,6 +49,14 @@ impl SealedExe {
         Ok(Self { file: Some(file) })
     }
 
+    /// Another file of this same program, which its owner keeps from being written: for tests, whose own file it is not.
+    pub fn of(path: &std::path::Path) -> Result<Self, SealError> {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let opened = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
+        let file = opened.map_err(|error| SealError { path: path.to_owned(), source: error.into() })?;
+        Ok(Self { file: Some(file) })
+    }
+
     /// The file of this process, where whoever started it has used a sealed view already: a shim's, a runtime's.
     pub fn inherited() -> Self {
         Self { file: None }

@@ -46,8 +46,10 @@ pub(super) fn linux(input: &Input<'_>) -> Result<Value, ConfigError> {
         "maskedPaths": paths(&security.masked_paths, &MASKED),
         "readonlyPaths": paths(&security.readonly_paths, &READ_ONLY),
         "sysctl": sysctls(input)?,
-        "rootfsPropagation": root_propagation(input),
     });
+    if let Some(propagation) = root_propagation(input) {
+        linux["rootfsPropagation"] = propagation.into();
+    }
     if let Some((host, size)) = input.userns {
         let mapping = json!([{ "containerID": 0, "hostID": host, "size": size }]);
         linux["uidMappings"] = mapping.clone();
@@ -142,12 +144,12 @@ fn sysctls(input: &Input<'_>) -> Result<serde_json::Map<String, Value>, ConfigEr
     Ok(map)
 }
 
-/// A mount that is to be seen on the other side needs a root that lets it through.
-fn root_propagation(input: &Input<'_>) -> &'static str {
+/// A mount that is to be seen on the other side needs a root that lets it through. The words that all runtimes know.
+fn root_propagation(input: &Input<'_>) -> Option<&'static str> {
     let any = |wanted: Propagation| input.mounts.iter().any(|mount| mount.propagation == wanted);
     match (any(Propagation::Rshared), any(Propagation::Rslave)) {
-        (true, _) => "rshared",
-        (_, true) => "rslave",
-        _ => "rprivate",
+        (true, _) => Some("shared"),
+        (_, true) => Some("slave"),
+        _ => None,
     }
 }

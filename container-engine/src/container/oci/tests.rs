@@ -103,7 +103,10 @@ fn nothing_asked_for_is_docker() {
     assert_eq!(mount(&config, "/etc/hosts").unwrap()["source"], "/run/c1/hosts");
     let linux = &config["linux"];
     assert_eq!(linux["maskedPaths"].as_array().unwrap().len(), 12);
-    assert_eq!(linux["readonlyPaths"], json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]));
+    assert_eq!(
+        linux["readonlyPaths"],
+        json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"])
+    );
     assert_eq!(linux["cgroupsPath"], "/edge.slice/local/c1");
     assert_eq!(linux["resources"]["devices"][0], json!({ "allow": false, "access": "rwm" }));
     assert_eq!(linux["sysctl"]["net.ipv4.ip_unprivileged_port_start"], "0");
@@ -170,7 +173,7 @@ fn mounts_are_made_from_the_root_down() {
     let shared = Case::with(|case| {
         case.mounts = vec![MountPoint { propagation: Propagation::Rshared, ..point("/a", MountKind::Bind, false) }];
     });
-    assert_eq!(shared.config()["linux"]["rootfsPropagation"], "rshared");
+    assert_eq!(shared.config()["linux"]["rootfsPropagation"], "shared");
 }
 
 #[test]
@@ -293,7 +296,10 @@ fn a_further_process() {
     })
     .unwrap();
     assert_eq!((&tty["cwd"], &tty["terminal"]), (&json!("/tmp"), &json!(true)));
-    assert!(tty["env"].as_array().unwrap().contains(&json!("TERM=xterm")) && tty["env"].as_array().unwrap().contains(&json!("FROM=exec")));
+    assert!(
+        tty["env"].as_array().unwrap().contains(&json!("TERM=xterm"))
+            && tty["env"].as_array().unwrap().contains(&json!("FROM=exec"))
+    );
     assert!(exec(|spec| spec.command.clear()).is_err());
     assert!(exec(|spec| spec.working_dir = Some("x".into())).is_err());
     let user = User { uid: 5, gid: 5, groups: vec![5], home: "/five".into() };
