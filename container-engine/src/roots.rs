@@ -16,6 +16,9 @@ use crate::{
     volume::{NewVolume, VolumeError, Volumes},
 };
 
+/// How exactly it is noted when an image was last used, seconds.
+const NOTED_S: u64 = 600;
+
 /// The three rooms together.
 pub(crate) struct EngineRoots {
     pub images: Images,
@@ -97,27 +100,33 @@ impl Roots for EngineRoots {
     fn image<'a>(&'a self, owner: &'a Owner, name: &'a str) -> Answer<'a, ImageFacts> {
         async move {
             let image = self.images.get(owner, name).await.map_err(image_error)?;
-            self.images.touch(&image).await.map_err(image_error)?;
+            // Not for every container of a crowd: each note costs a write to the disk.
+            if crate::lease::now().saturating_sub(image.record.used_s) > NOTED_S {
+                self.images.touch(&image).await.map_err(image_error)?;
+            }
             Ok(facts(&image))
         }
         .boxed()
     }
 
-    fn prepare<'a>(&'a self, id: &'a str, image: &'a ImageFacts, ids: Option<IdRange>) -> Answer<'a, ()> {
+    fn mount<'a>(
+        &'a self,
+        id: &'a str,
+        image: &'a ImageFacts,
+        ids: Option<IdRange>,
+        target: &'a Path,
+    ) -> Answer<'a, ()> {
         async move {
+            match self.snapshots.mount(id, target).await {
+                Err(SnapshotError::NotFound(_)) => {}
+                other => return other.map(drop).map_err(snapshot_error),
+            }
             let layers = self.layers(image)?;
             let idmap = ids.map(|ids| IdMap { host: ids.host, size: ids.size });
             let options = PrepareOptions { idmap, ..PrepareOptions::default() };
-            match self.snapshots.create(id, &layers, options).await {
-                Err(SnapshotError::Exists(_)) => Ok(()),
-                other => other.map_err(snapshot_error),
-            }
+            self.snapshots.prepare(id, &layers, target, options).await.map(drop).map_err(snapshot_error)
         }
         .boxed()
-    }
-
-    fn mount<'a>(&'a self, id: &'a str, target: &'a Path) -> Answer<'a, ()> {
-        async move { self.snapshots.mount(id, target).await.map(drop).map_err(snapshot_error) }.boxed()
     }
 
     fn unmount<'a>(&'a self, id: &'a str, _target: &'a Path) -> Answer<'a, ()> {

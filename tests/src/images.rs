@@ -20,8 +20,11 @@ pub fn busybox(dir: &Path) -> Result<PathBuf> {
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|it| *it != "busybox") {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
     }
-    fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
-    fs::write(tree.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
+    fs::write(
+        tree.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    )?;
+    fs::write(tree.join("etc/group"), "root:x:0:\nwheel:x:10:app\napp:x:1000:\nnogroup:x:65534:\n")?;
     layout(dir, "busybox", &[tar(&tree, &["."])?])
 }
 

@@ -263,6 +263,9 @@ pub enum ContainerError {
     /// Files in or out.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] crate::logs::ReadError),
     /// The record.
     #[error("cannot record the container")]
     Record(#[from] StateError),
@@ -403,7 +406,7 @@ impl ContainerError {
             Self::Root(error) => error.code,
             Self::Network(error) => error.code(),
             Self::Archive(error) => error.code(),
-            Self::Cgroup(_) | Self::Record(_) | Self::Io { .. } => "internal",
+            Self::Log(_) | Self::Cgroup(_) | Self::Record(_) | Self::Io { .. } => "internal",
         }
     }
 

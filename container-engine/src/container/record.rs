@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use store::state::Entity;
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ContainerId, ContainerSpec, ExecInfo, Exit, ImageOf, Inspect, MountPoint, State, Status, Summary, oci,
@@ -110,6 +111,8 @@ pub(crate) struct Entry {
     pub(super) execs: Mutex<BTreeMap<String, ExecInfo>>,
     pub(super) waiting: Mutex<Vec<Waiting>>,
     network: Mutex<Option<Attached>>,
+    /// Cancelled when the present life ends.
+    life: Mutex<CancellationToken>,
 }
 
 /// A lock whose critical sections are single assignments: a panic inside leaves nothing half-done.
@@ -120,6 +123,10 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Entry {
     pub fn new(record: Record) -> Self {
         let seen = Seen { status: record.state.status, last: record.exit(), ..Seen::default() };
+        let life = CancellationToken::new();
+        if !record.state.status.is_alive() {
+            life.cancel();
+        }
         Self {
             id: record.id.clone(),
             owner: record.owner.clone(),
@@ -130,6 +137,7 @@ impl Entry {
             execs: Mutex::default(),
             waiting: Mutex::default(),
             network: Mutex::default(),
+            life: Mutex::new(life),
         }
     }
 
@@ -154,6 +162,11 @@ impl Entry {
         let value = change(&mut record);
         let (status, last) = (record.state.status, record.exit());
         drop(record);
+        match (before.is_alive(), status.is_alive()) {
+            (true, false) => lock(&self.life).cancel(),
+            (false, true) => *lock(&self.life) = CancellationToken::new(),
+            _ => {}
+        }
         self.seen.send_if_modified(|seen| {
             let ended = before.is_alive() && !status.is_alive();
             let news = seen.status != status || ended;
@@ -163,6 +176,11 @@ impl Entry {
             news
         });
         value
+    }
+
+    /// Cancelled when the present life ends; already cancelled where there is none.
+    pub fn life(&self) -> CancellationToken {
+        lock(&self.life).clone()
     }
 
     pub fn set_network(&self, network: Option<Attached>) {

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::{ContainerError, ContainerId, Containers, NetworkMode, NetworkUsage, Process, Stats};
-use crate::event::now_ns;
+use crate::{
+    event::now_ns,
+    logs::{ReadError, ReadOptions, Reader},
+};
 
 /// Shortest interval of a stream.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -39,6 +42,21 @@ impl Containers {
     /// The same again and again, for as long as it is asked.
     pub fn stats_stream(&self, id: &ContainerId, interval: Duration) -> StatsStream {
         StatsStream { containers: self.clone(), id: id.clone(), interval: interval.max(SHORTEST), due: None }
+    }
+
+    /// Its log. When following, it ends with the container's present life; one that does not run has what it has.
+    pub async fn logs(&self, id: &ContainerId, options: ReadOptions) -> Result<Reader, ContainerError> {
+        let entry = self.entry(id)?;
+        let (path, life) = (self.log_path(&entry), entry.life());
+        match Reader::open(&path, options.clone(), life.clone()).await {
+            // One that was never started has said nothing.
+            Err(ReadError::Missing { .. }) if entry.with(|record| record.state.starts == 0) => {
+                let failed = |source| ContainerError::Io { what: "make", path: path.clone(), source };
+                std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+                Ok(Reader::open(&path, options, life).await?)
+            }
+            other => Ok(other?),
+        }
     }
 
     /// The container's processes, the first one first.
