@@ -125,14 +125,14 @@ async fn images_of_every_maker_are_pulled() -> Result<()> {
         let root = ["--root", &place, "--runroot", &place, "--storage-driver", "vfs"];
         run("buildah", &[&root, args].concat())
     };
-    let from = format!("oci:{}:latest", layout.display());
-    let container = buildah(&["from", "--signature-policy", &policy(dir.path())?, &from])?.trim().to_owned();
+    let (signature, from) = (policy(dir.path())?, target("oci"));
+    let container = buildah(&["from", "--tls-verify=false", "--signature-policy", &signature, &from])?;
+    let container = container.trim().to_owned();
     let root = buildah(&["mount", &container])?.trim().to_owned();
     fs::remove_file(Path::new(&root).join("etc/group"))?;
     fs::write(Path::new(&root).join("etc/made-by"), "buildah")?;
     buildah(&["umount", &container])?;
     let destination = format!("docker://{built}");
-    let signature = policy(dir.path())?;
     buildah(&["commit", "--quiet", "--signature-policy", &signature, "--tls-verify=false", &container, &destination])?;
 
     for name in ["oci", "docker", "zstd"] {
@@ -313,7 +313,7 @@ async fn images_are_pushed_once_and_mounted() -> Result<()> {
     let (_, ends) = push(first.clone()).await?;
     assert!(ends.iter().all(|it| *it == PushStatus::Exists), "{ends:?}");
     let (_, ends) = push(format!("{}/group/second:1", server.address)).await?;
-    assert_eq!(ends.iter().filter(|it| **it == PushStatus::Mounted).count(), 2, "{ends:?}");
+    assert!(ends.iter().all(|it| *it == PushStatus::Mounted), "{ends:?}");
     let theirs = skopeo(&["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{first}")])?;
     assert_eq!(theirs.trim(), digest.to_string());
     // What was pushed is pulled by another board.

@@ -31,13 +31,24 @@ pub(crate) struct Repository {
 impl Remote for Repository {
     fn manifest<'a>(&'a self, name: &'a ImageRef) -> BoxFuture<'a, Result<RawManifest, Failure>> {
         Box::pin(async {
-            let manifest = self.registry.manifest(name, &self.credentials).await?;
+            let ask = || self.registry.manifest(name, &self.credentials);
+            let manifest = match ask().await {
+                Err(RegistryError::WrongDigest { .. }) => ask().await?,
+                answer => answer?,
+            };
             Ok(RawManifest { bytes: manifest.bytes, media_type: manifest.media_type, digest: manifest.digest })
         })
     }
 
     fn small<'a>(&'a self, blob: &'a Descriptor) -> BoxFuture<'a, Result<Bytes, Failure>> {
-        Box::pin(async { Ok(self.registry.small_blob(&self.name, blob, &self.credentials).await?) })
+        Box::pin(async {
+            let ask = || self.registry.small_blob(&self.name, blob, &self.credentials);
+            // As with layers: wrong bytes once may be the way's fault.
+            match ask().await {
+                Err(RegistryError::WrongDigest { .. }) => Ok(ask().await?),
+                answer => Ok(answer?),
+            }
+        })
     }
 
     fn blob<'a>(&'a self, blob: &'a Descriptor, from: u64) -> BoxFuture<'a, Result<Body, Failure>> {
