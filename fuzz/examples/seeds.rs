@@ -23,6 +23,7 @@ fn main() {
     segments();
     values();
     networks();
+    containers();
 }
 
 fn save(target: &str, name: &str, parts: &[&[u8]]) {
@@ -51,6 +52,14 @@ fn networks() {
         "plugins":[{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true}}]}"#;
     save("cni", "list", &[list]);
     save("cni", "single", &[br#"{"cniVersion":"0.3.1","name":"n","type":"ptp"}"#]);
+}
+
+fn containers() {
+    let lines = b"2026-11-25T16:20:13.000000001Z stdout F out\n2026-11-25T16:20:13.1+01:00 stderr P err\n";
+    save("cri_log", "lines", &[lines]);
+    save("cri_log", "torn", &[lines, b"{\"log\":\"x\"}\n2026-11-"]);
+    save("shim_frame", "request", &[&[9, 3, 0, 0, 0, 0, 0, 0, 20], br#"{"v":1,"op":"state"}"#]);
+    save("shim_frame", "input", &[&[3, 0, 0, 0, 0, 0, 0, 0, 2], b"ab", &[4, 0, 0, 0, 0, 0, 0, 0]]);
 }
 
 fn topics() {

@@ -448,14 +448,16 @@ fn backwards(file: &File, counter: &mut Counter) -> io::Result<u64> {
     loop {
         // Whole lines in `held`, the last first.
         while let Some(line_start) = last_line(&held) {
-            if !counter.take(trimmed(&held[line_start..])) {
+            // What has no line break yet is not shown, so it is no line.
+            let whole = held.last() == Some(&b'\n');
+            if whole && !counter.take(trimmed(&held[line_start..])) {
                 return Ok(begin);
             }
             begin -= (held.len() - line_start) as u64;
             held.truncate(line_start);
         }
         if at == 0 {
-            if !held.is_empty() && !counter.take(trimmed(&held)) {
+            if held.last() == Some(&b'\n') && !counter.take(trimmed(&held)) {
                 return Ok(begin);
             }
             return Ok(0);

@@ -113,6 +113,14 @@ proptest! {
 
 #[test]
 fn options_choose() {
+    #[track_caller]
+    fn check(path: &Path, options: ReadOptions, want: &str) {
+        let got: Vec<_> = read_all(path, options.clone())
+            .iter()
+            .map(|it| String::from_utf8_lossy(&it.text).replace("line ", ""))
+            .collect();
+        assert_eq!(got.concat(), want, "{options:?}");
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("0.log");
     let mut writer = Writer::open(&path, 0, 1).unwrap();
@@ -124,14 +132,6 @@ fn options_choose() {
         );
     }
     writer.flush(0);
-    #[track_caller]
-    fn check(path: &Path, options: ReadOptions, want: &str) {
-        let got: Vec<_> = read_all(path, options.clone())
-            .iter()
-            .map(|it| String::from_utf8_lossy(&it.text).replace("line ", ""))
-            .collect();
-        assert_eq!(got.concat(), want, "{options:?}");
-    }
     let all = ReadOptions::default;
     check(&path, all(), "0123456789");
     check(&path, ReadOptions { stderr: false, ..all() }, "02468");

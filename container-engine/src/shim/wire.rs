@@ -115,6 +115,7 @@ impl Decoder {
     }
 
     /// Bytes that wait for the rest of their frame.
+    #[cfg(any(test, fuzzing))]
     pub fn waiting(&self) -> usize {
         self.buffer.len()
     }

@@ -1,6 +1,6 @@
 //! The shim's process: one thread, one loop.
 //!
-//! Output is relayed by `process`, clients are served by `peer`, the runtime is called by `job` (in a forked child each,
+//! Output is relayed by `relay`, clients are served by `peer`, the runtime is called by `job` (in a forked child each,
 //! so that the relay never waits for it), memory is watched by `oom`, and `end` is what happens when the container's
 //! first process has gone.
 
@@ -10,6 +10,7 @@ mod job;
 mod oom;
 mod peer;
 mod process;
+mod relay;
 mod requests;
 mod shim;
 

@@ -36,6 +36,7 @@ pub(super) enum Role {
 
 /// A connected client.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // Independent of each other: a peer may be at its end, gated and closing at once.
 pub(super) struct Peer {
     socket: UnixStream,
     pub(super) decoder: Decoder,

@@ -27,6 +27,7 @@ const MAX_SOCKET_PATH: usize = 100;
 
 /// A process and its streams.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // Independent of each other.
 pub(super) struct Process {
     /// Of the execution; empty for the container.
     pub(super) id: String,
@@ -143,9 +144,8 @@ impl Process {
 
     /// Takes bytes for standard input.
     pub(super) fn feed(&mut self, bytes: &[u8]) {
-        if self.input.is_some() && !self.closing {
-            self.waiting.extend_from_slice(bytes);
-        } else if self.console.is_some() {
+        let open = self.input.is_some() || self.console.is_some();
+        if open && !self.closing {
             self.waiting.extend_from_slice(bytes);
         }
         self.pump();

@@ -1,6 +1,6 @@
 //! What clients ask for.
 
-use std::fs;
+use std::{fs, os::fd::AsFd};
 
 use super::{
     cgroups,
@@ -314,11 +314,11 @@ impl Shim {
                 self.event(Event::ExecStarted { id, pid });
             }
             Err(problem) => {
-                if let Some(process) = self.processes.remove(&key) {
-                    if let Some((listener, path)) = &process.console {
-                        self.unwatch(std::os::fd::AsFd::as_fd(listener));
-                        let _ = fs::remove_file(path);
-                    }
+                if let Some(process) = self.processes.remove(&key)
+                    && let Some((listener, path)) = &process.console
+                {
+                    self.unwatch(listener.as_fd());
+                    let _ = fs::remove_file(path);
                 }
                 if let Some(peer) = peer {
                     if let Some(peer) = self.peers.get_mut(&peer) {

@@ -25,12 +25,12 @@ use super::{
     report_to,
 };
 use crate::{
-    logs::{Stream, Writer},
+    logs::Writer,
     runtime::Launch,
     shim::{
         record::{SOCKET, ShimRecord, StartTime, now_ns},
         spec::ShimSpec,
-        wire::{Event, ExecStatus, ExitStatus, Kind, Message, Phase, Problem, ProblemCode, Status, VERSION},
+        wire::{Event, ExecStatus, ExitStatus, Message, Phase, Problem, ProblemCode, Status, VERSION},
     },
     sys,
 };
@@ -39,14 +39,10 @@ use crate::{
 pub(super) const CONTAINER: u32 = 0;
 /// Read at once; also the largest piece of output that a client gets.
 const READ: usize = 16 << 10;
-/// Reads of one stream before the others have their turn.
-const TURNS: usize = 4;
 /// How long a full client has to catch up.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// How long an ended container's shim waits for an agent to come.
 pub(super) const LINGER: Duration = Duration::from_secs(60);
-/// Beyond that moment: how long somebody who writes without pause is listened to.
-const NEVER_EMPTY: Duration = Duration::from_secs(30);
 /// Connections at once.
 const MAX_PEERS: usize = 256;
 /// Ends of processes that nobody has claimed yet.
@@ -57,15 +53,15 @@ const LISTENER: u64 = 1;
 const OOM: u64 = 2;
 const PEER: u64 = 1 << 32;
 const JOB: u64 = 2 << 32;
-const OUT: u64 = 3 << 32;
-const ERR: u64 = 4 << 32;
-const IN: u64 = 5 << 32;
+pub(super) const OUT: u64 = 3 << 32;
+pub(super) const ERR: u64 = 4 << 32;
+pub(super) const IN: u64 = 5 << 32;
 const CONSOLE: u64 = 6 << 32;
 
 /// One container's shim.
 pub(super) struct Shim {
     pub(super) spec: ShimSpec,
-    epoll: OwnedFd,
+    pub(super) epoll: OwnedFd,
     signals: OwnedFd,
     listener: UnixListener,
     /// `run_dir`, for paths that are too long for a socket.
@@ -87,7 +83,7 @@ pub(super) struct Shim {
     pub(super) record: Option<ShimRecord>,
     pub(super) started_at_ns: u64,
     pub(super) past_execs: Vec<ExecStatus>,
-    buffer: Box<[u8; READ]>,
+    pub(super) buffer: Box<[u8; READ]>,
     pub(super) done: Option<ExitCode>,
 }
 
@@ -243,110 +239,6 @@ impl Shim {
         }
     }
 
-    fn settle_process(&mut self, key: u32, now: Instant) {
-        let full = |peer: &Peer| peer.full_since.is_some() && matches!(peer.role, Role::Stream(of, _) if of == key);
-        let hold = self.peers.values().any(full);
-        let Some(process) = self.processes.get_mut(&key) else { return };
-        if process.held != hold {
-            process.held = hold;
-            for (fd, kind) in process.outs.iter().zip([OUT, ERR]) {
-                let Some(fd) = fd else { continue };
-                // Taken out rather than muted: an end of file would be reported without pause.
-                let _ = if hold {
-                    epoll::delete(&self.epoll, fd)
-                } else {
-                    epoll::add(&self.epoll, fd, epoll::EventData::new_u64(kind | u64::from(key)), epoll::EventFlags::IN)
-                };
-            }
-        }
-        let blocked = process.blocked_input().is_some();
-        if blocked != process.input_watched
-            && let Some(input) = process.input()
-        {
-            let data = epoll::EventData::new_u64(IN | u64::from(key));
-            let _ = if blocked {
-                epoll::add(&self.epoll, input, data, epoll::EventFlags::OUT)
-            } else {
-                epoll::delete(&self.epoll, input)
-            };
-            process.input_watched = blocked;
-        } else if !blocked {
-            process.input_watched = false;
-        }
-        if process.exit.is_some() && !process.held {
-            self.drain(key, now);
-        }
-        if key != CONTAINER && self.processes.get(&key).is_some_and(|it| it.exit.is_some() && it.is_drained()) {
-            self.exec_ended(key);
-        }
-    }
-
-    /// After the end of a process: what it wrote is in the pipe already; what others still hold open is not waited
-    /// for (a terminal hands over late, and what held the container's pipes is being killed, so these get a moment).
-    fn drain(&mut self, key: u32, now: Instant) {
-        for which in 0..2 {
-            let empty = self.relay(key, which);
-            let Some(process) = self.processes.get(&key) else { return };
-            let late = process.drained_by.is_none_or(|by| now >= by);
-            let far_too_late = process.drained_by.is_some_and(|by| now >= by + NEVER_EMPTY);
-            if (empty && late) || far_too_late {
-                self.close_out(key, which);
-            }
-        }
-    }
-
-    /// Reads a stream: to the log, and to every client of it. Whether it is empty by now.
-    fn relay(&mut self, key: u32, which: usize) -> bool {
-        for _ in 0..TURNS {
-            let full = |peer: &Peer| peer.full_since.is_some() && matches!(peer.role, Role::Stream(of, _) if of == key);
-            if self.peers.values().any(full) {
-                return false;
-            }
-            let Some(fd) = self.processes.get(&key).and_then(|process| process.outs[which].as_ref()) else {
-                return true;
-            };
-            match rustix::io::read(fd, &mut self.buffer[..]) {
-                Ok(n) if n > 0 => self.spread(key, which, n),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return true,
-                // The end, which a terminal that nobody has open any more gives as an error.
-                Ok(_) | Err(_) => {
-                    self.close_out(key, which);
-                    return true;
-                }
-            }
-        }
-        false
-    }
-
-    fn spread(&mut self, key: u32, which: usize, length: usize) {
-        let bytes = &self.buffer[..length];
-        let (stream, kind) = if which == 0 { (Stream::Stdout, Kind::Stdout) } else { (Stream::Stderr, Kind::Stderr) };
-        if key == CONTAINER
-            && let Some(log) = &mut self.log
-        {
-            log.push(stream, bytes, now_ns());
-        }
-        for peer in self.peers.values_mut() {
-            if let Role::Stream(of, attach) = peer.role
-                && of == key
-                && (if which == 0 { attach.stdout } else { attach.stderr })
-            {
-                peer.output(kind, bytes);
-            }
-        }
-    }
-
-    fn close_out(&mut self, key: u32, which: usize) {
-        let Some(fd) = self.processes.get_mut(&key).and_then(|it| it.outs[which].take()) else { return };
-        let _ = epoll::delete(&self.epoll, &fd);
-        if key == CONTAINER
-            && let Some(log) = &mut self.log
-        {
-            log.finish(if which == 0 { Stream::Stdout } else { Stream::Stderr }, now_ns());
-        }
-    }
-
     fn accept(&mut self) {
         while let Ok((socket, _)) = self.listener.accept() {
             if self.peers.len() >= MAX_PEERS {
@@ -393,15 +285,6 @@ impl Shim {
             // Before the runtime has returned, a client still waits for its answer, and output must not come first.
             if process.pid != 0 {
                 self.watch_outs(key);
-            }
-        }
-    }
-
-    pub(super) fn watch_outs(&self, key: u32) {
-        let Some(process) = self.processes.get(&key) else { return };
-        for (fd, kind) in process.outs.iter().zip([OUT, ERR]) {
-            if let Some(fd) = fd {
-                let _ = self.watch(fd.as_fd(), kind | u64::from(key), epoll::EventFlags::IN);
             }
         }
     }
@@ -482,7 +365,7 @@ impl Shim {
             self.answered(&job, answer);
         }
         // Ends that came before their process was known.
-        if !self.jobs.values().any(|job| matches!(job.work, Work::Create | Work::Exec(_))) {
+        if !launching(&self.jobs) {
             self.unclaimed = Vec::new();
         }
     }
@@ -551,10 +434,8 @@ impl Shim {
             let (pid, exit) = (pid.as_raw_nonzero().get(), ExitStatus { code, signal });
             match self.processes.iter().find(|(_, process)| process.pid == pid).map(|(key, _)| *key) {
                 Some(key) => self.process_ended(key, exit),
-                None if self.jobs.values().any(|job| matches!(job.work, Work::Create | Work::Exec(_))) => {
-                    if self.unclaimed.len() < MAX_UNCLAIMED {
-                        self.unclaimed.push((pid, exit));
-                    }
+                None if launching(&self.jobs) && self.unclaimed.len() < MAX_UNCLAIMED => {
+                    self.unclaimed.push((pid, exit));
                 }
                 None => {} // A child of ours that called the runtime, or somebody's orphan.
             }
@@ -627,11 +508,16 @@ impl Shim {
         self.next
     }
 
-    fn watch(&self, fd: BorrowedFd<'_>, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
+    pub(super) fn watch(&self, fd: BorrowedFd<'_>, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
     }
 
     pub(super) fn unwatch(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, fd);
     }
+}
+
+/// Whether a process is being made whose id is not known yet.
+fn launching(jobs: &BTreeMap<u32, Job>) -> bool {
+    jobs.values().any(|job| matches!(job.work, Work::Create | Work::Exec(_)))
 }
