@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    control,
+    control, engine_api,
     http::{self, HttpServer},
     status::Board,
 };
@@ -65,6 +65,31 @@ fn open_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Opened> {
     Ok(Opened { lock, clock, outbox, state, mended })
 }
 
+/// Adds the relays that are configured; what to say of them at start.
+fn add_relays(
+    config: &Config,
+    outbox: &Outbox,
+    router: &Router,
+    metrics: &Metrics,
+    supervisor: &mut Supervisor,
+) -> Vec<String> {
+    let mut greeting = Vec::new();
+    if let Some(options) = &config.relay_mqtt {
+        greeting.push(format!("relay     {} ({:?} mode)", options.url, options.mode));
+        let relay = relay::mqtt::Relay::new(options.clone(), outbox.clone(), router.clone(), metrics);
+        supervisor.service("relay.mqtt", move |context| relay.clone().run(context));
+    }
+    if let Some(options) = &config.relay_s3 {
+        greeting.push(format!("relay     {} bucket {}", options.target.endpoint, options.target.bucket));
+        let relay = relay::s3::Relay::new(options.clone(), outbox.clone(), metrics);
+        supervisor.service("relay.s3", move |context| relay.clone().run(context));
+    }
+    if greeting.is_empty() {
+        greeting.push("relay     none: readings are kept here; add [relay.mqtt] or [relay.s3] to send them on".into());
+    }
+    greeting
+}
+
 impl App {
     /// Opens the store and binds every socket, so that what is wrong shows now.
     pub async fn build(config: &Config) -> anyhow::Result<Self> {
@@ -104,7 +129,9 @@ impl App {
             ),
             format!("data      {}", config.data_dir.display()),
         ];
-        let control = control::Server::bind(&config.socket(), ingest.clone(), board.clone())?;
+        let engine = config.engine.enabled.then(|| engine_api::Api::new(&config.engine));
+        let routes = engine.as_ref().map(engine_api::Api::routes);
+        let control = control::Server::bind(&config.socket(), ingest.clone(), board.clone(), routes)?;
         let socket = Socket::bind(&config.readings_socket(), ingest.clone(), &metrics)?;
         greeting.push(format!("socket    {}", config.readings_socket().display()));
         if let Some(address) = config.http_listen {
@@ -117,20 +144,7 @@ impl App {
         let keeper = outbox.clone();
         supervisor.service("outbox", move |context| keeper.clone().run(context));
         supervisor.service("clock", move |context| clock.clone().run(context));
-        if let Some(options) = &config.relay_mqtt {
-            greeting.push(format!("relay     {} ({:?} mode)", options.url, options.mode));
-            let relay = relay::mqtt::Relay::new(options.clone(), outbox.clone(), router.clone(), &metrics);
-            supervisor.service("relay.mqtt", move |context| relay.clone().run(context));
-        }
-        if let Some(options) = &config.relay_s3 {
-            greeting.push(format!("relay     {} bucket {}", options.target.endpoint, options.target.bucket));
-            let relay = relay::s3::Relay::new(options.clone(), outbox.clone(), &metrics);
-            supervisor.service("relay.s3", move |context| relay.clone().run(context));
-        }
-        if config.relay_mqtt.is_none() && config.relay_s3.is_none() {
-            greeting
-                .push("relay     none: readings are kept here; add [relay.mqtt] or [relay.s3] to send them on".into());
-        }
+        greeting.extend(add_relays(config, &outbox, &router, &metrics, &mut supervisor));
         let saved = state.clone();
         supervisor.service("sessions", move |context| router.clone().run(saved.clone(), context));
         if let Some(uploads) = uploads {
@@ -139,6 +153,10 @@ impl App {
         if let Some(options) = &config.board_metrics {
             let source = BoardMetrics::new(options.clone(), ingest.clone());
             supervisor.service("board_metrics", move |context| source.clone().run(context));
+        }
+        if let Some(api) = engine {
+            let service = engine_api::service::Service::new(api, config, state.clone(), metrics.clone());
+            supervisor.service("engine", move |context| service.clone().run(context));
         }
         supervisor.service("socket", move |context| socket.clone().run(context));
         supervisor.service("control", move |context| control.clone().run(context));

@@ -1,5 +1,7 @@
 //! `edge-agent doctor`: what the board lacks, and how to mend it.
 
+mod engine;
+
 use std::{
     io,
     net::{TcpStream, ToSocketAddrs},
@@ -49,6 +51,9 @@ pub async fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 fn checks(config: &Config) -> Vec<Check> {
     let mut all =
         vec![kernel(), cgroups(), disk(&config.data_dir), clock(&config.data_dir), data_dir(&config.data_dir)];
+    if config.engine.enabled {
+        all.extend(engine::checks());
+    }
     let mut certificates: Vec<(&'static str, Option<&PathBuf>)> =
         config.mqtt.tls.iter().map(|files| ("mqtt.tls_cert", Some(&files.cert_file))).collect();
     if let Some(relay) = &config.relay_mqtt {

@@ -130,7 +130,8 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_PATIENCE)
         .max_buf_size(64 << 10)
-        .serve_connection(io, TowerToHyperService::new(routes));
+        .serve_connection(io, TowerToHyperService::new(routes))
+        .with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!(%error, "an HTTP connection broke");
     }

@@ -9,8 +9,10 @@ mod config;
 mod control;
 mod demo;
 mod doctor;
+mod engine_api;
 mod http;
 mod page;
+mod pipe;
 mod readings;
 mod status;
 
@@ -22,6 +24,11 @@ use clap::Parser;
 static ALLOCATOR: board::sys::allocator::Allocator = board::sys::allocator::Allocator;
 
 fn main() -> ExitCode {
+    // Shims, runtimes and other processes of the engine: before anything of an agent is set up.
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(code) = container_engine::verb::dispatch(&args) {
+        return code;
+    }
     // Shims, runtimes and the like, before anything that they would carry for nothing (or that starts a thread).
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     if let Some(code) = container_engine::verb::dispatch(&args) {
@@ -39,7 +46,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(cli.run()),
+        Ok(runtime) => {
+            let result = runtime.block_on(cli.run());
+            // A thread that still reads standard input must not keep the program from ending.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => Err(anyhow::Error::new(error).context("cannot start the runtime")),
     };
     match result {

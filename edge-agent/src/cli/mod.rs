@@ -1,13 +1,24 @@
 //! The command line.
 
+mod attach;
+mod container;
+mod engine;
+mod format;
+mod image;
+mod network;
+mod parse;
 pub mod run;
 mod show;
 mod telemetry;
+mod terminal;
 mod upload;
+mod volume;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+
+pub use format::human::now_ns;
 
 use crate::config::{Loaded, Sources, raw::LogFormat};
 
@@ -31,6 +42,7 @@ const EXAMPLES: &str = "Examples:
   edge-agent run                                     start; with no configuration: everything embedded
   mosquitto_pub -q 1 -t lab/temperature -m 21.5      a reading; acknowledged means on disk
   edge-agent telemetry query --since 10m --json      what the board holds
+  edge-agent container run --rm -it busybox sh       a container, as Docker users type it
   edge-agent status                                  exit 0 healthy, 3 degraded
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 degraded.";
@@ -76,6 +88,14 @@ enum Command {
     /// Readings: put, query, tail, export, stats
     #[command(subcommand)]
     Telemetry(telemetry::Command),
+    /// Containers: run, ls, logs, exec, stop, rm, and more
+    Container(Box<container::Container>),
+    /// Images: pull, push, ls, rm, tag, save, load, login
+    Image(image::Image),
+    /// Networks of containers
+    Network(network::Network),
+    /// Named volumes of containers
+    Volume(volume::Volume),
     /// Queue large files for S3: sent in parts, resumed after a restart or a power cut
     #[command(
         after_help = "Examples:\n  edge-agent upload flight7.tif\n  edge-agent upload --as flight7/scan.tif --wait scan.tif\n\nThe object is PREFIX/_uploads/BOARD/DATE/NAME. Files may also be put into the spool directory by hand."
@@ -121,6 +141,10 @@ impl Cli {
             Command::Status { watch } => show::status(&config, self.json, watch).await,
             Command::Doctor => crate::doctor::run(&config, self.json).await,
             Command::Telemetry(command) => command.run(&config, self.json).await,
+            Command::Container(command) => command.run(&config, self.json).await,
+            Command::Image(command) => command.run(&config, self.json).await,
+            Command::Network(command) => command.run(&config, self.json).await,
+            Command::Volume(command) => command.run(&config, self.json).await,
             Command::Upload(command) => upload::run(&config, command, self.json).await,
             Command::Config(command) => show::config(&command, &figment, file.as_deref(), self.json),
             Command::Completions { .. } | Command::Demo { .. } => Ok(ExitCode::SUCCESS),

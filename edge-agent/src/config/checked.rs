@@ -13,6 +13,7 @@ use telemetry::{
 };
 
 use super::{
+    EngineConfig, engine,
     raw::{self, LogFormat, Raw},
     relays,
 };
@@ -49,6 +50,8 @@ pub struct Config {
     pub uploads: Option<telemetry::uploads::Options>,
     /// The board's own figures, if they are wanted.
     pub board_metrics: Option<telemetry::board_metrics::Options>,
+    /// Containers and images.
+    pub engine: EngineConfig,
 }
 
 pub(super) fn wrong<T>(key: &str, problem: impl Into<String>) -> Result<T, Wrong> {
@@ -81,6 +84,7 @@ impl Config {
         let relay_s3 = relays::s3(raw.relay.s3, &name)?;
         let spool = raw.uploads.spool.unwrap_or_else(|| data_dir.join("spool"));
         Ok(Self {
+            engine: engine::check(raw.engine)?,
             board_metrics: board_metrics(raw.board_metrics, &data_dir)?,
             uploads: relays::uploads(relay_s3.as_ref(), raw.uploads.part_bytes.0, &spool)?,
             spool,
@@ -115,7 +119,7 @@ fn host_name() -> String {
 /// Root uses the system's places; anybody else has their own.
 fn directories(data: Option<PathBuf>, run: Option<PathBuf>) -> (PathBuf, PathBuf) {
     let env = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let (data_default, run_default) = if rustix_is_root() {
+    let (data_default, run_default) = if is_root() {
         (PathBuf::from("/var/lib/edge-agent"), PathBuf::from("/run/edge-agent"))
     } else {
         let home = env("HOME").unwrap_or_else(|| PathBuf::from("."));
@@ -128,12 +132,9 @@ fn directories(data: Option<PathBuf>, run: Option<PathBuf>) -> (PathBuf, PathBuf
     (data.unwrap_or(data_default), run)
 }
 
-fn rustix_is_root() -> bool {
-    // The owner of our own /proc entry: no system call wrapper needed for one number.
-    std::os::unix::fs::MetadataExt::uid(&match std::fs::metadata("/proc/self") {
-        Ok(metadata) => metadata,
-        Err(_) => return false,
-    }) == 0
+/// Whether this is the user who may run containers.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn address(key: &str, text: &str) -> Result<SocketAddr, Wrong> {

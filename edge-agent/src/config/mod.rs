@@ -4,6 +4,7 @@
 //! file and line or the variable, and what would be accepted.
 
 mod checked;
+mod engine;
 pub mod raw;
 mod relays;
 mod show;
@@ -20,7 +21,8 @@ use figment::{
     providers::{Env, Format, Serialized, Toml},
 };
 
-pub use checked::Config;
+pub use checked::{Config, is_root};
+pub use engine::EngineConfig;
 use raw::Raw;
 pub use show::entries;
 pub use units::{Span, parse_span};

@@ -25,6 +25,8 @@ pub struct Raw {
     pub uploads: Uploads,
     /// The board's own figures as readings.
     pub board_metrics: BoardMetrics,
+    /// Containers and images.
+    pub engine: Engine,
 }
 
 /// How log lines look.
@@ -191,6 +193,72 @@ pub struct BoardMetrics {
 impl Default for BoardMetrics {
     fn default() -> Self {
         Self { enabled: true, interval: Span(Duration::from_secs(60)), topic: "board/metrics".into() }
+    }
+}
+
+/// `[engine]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// `embedded`, `runc`, `crun`, or the path of a program with runc's command line.
+    pub runtime: String,
+    /// Bytes that images may take; what the disk has where it is not set.
+    pub quota: Option<Size>,
+    /// Per cent of the quota or disk at which unused images are removed, the longest unused first.
+    pub high_water: u8,
+    /// Per cent at which that ends.
+    pub low_water: u8,
+    /// Instead of a registry, in this order; the registry itself comes last.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Registries that may speak plain HTTP or show any certificate.
+    pub insecure: Vec<String>,
+    /// Folders `HOST[:PORT]/ca.crt` of registries' CAs.
+    pub certs_dir: PathBuf,
+    /// Bytes a second at the most, of all that is pulled and pushed.
+    pub bandwidth: Option<Size>,
+    /// Docker's API on `docker.sock`.
+    pub docker_socket: bool,
+    /// Where addresses of the default network come from.
+    pub subnet: String,
+    /// IPv6 addresses of the default network; none where it is not set.
+    pub ipv6_subnet: Option<String>,
+    /// Size after which a container's log is rotated.
+    pub log_max_size: Size,
+    /// Files of a container's log, the current one included.
+    pub log_max_files: u32,
+    /// CNI configuration lists of the host, instead of the default network.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Folders of the host's CNI plugins.
+    pub cni_bin_dir: Vec<PathBuf>,
+    /// A profile in Docker's JSON form, instead of the default one.
+    pub seccomp_profile: Option<PathBuf>,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        let water = container_engine::image::Water::default();
+        let log = container_engine::container::LogOptions::default();
+        Self {
+            enabled: true,
+            runtime: "embedded".into(),
+            quota: None,
+            high_water: water.high,
+            low_water: water.low,
+            mirrors: BTreeMap::new(),
+            insecure: Vec::new(),
+            certs_dir: "/etc/docker/certs.d".into(),
+            bandwidth: None,
+            docker_socket: false,
+            subnet: "10.88.0.0/16".into(),
+            ipv6_subnet: None,
+            log_max_size: Size(log.max_bytes),
+            log_max_files: log.max_files,
+            cni_conf_dir: None,
+            cni_bin_dir: container_engine::network::CniOptions::default().bin_dirs,
+            seccomp_profile: None,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Entry {
 /// Every key in force, by name.
 pub fn entries(figment: &Figment) -> Vec<Entry> {
     let mut all = Vec::new();
-    for section in ["agent", "mqtt", "http", "outbox", "relay", "uploads", "board_metrics"] {
+    for section in ["agent", "mqtt", "http", "outbox", "relay", "uploads", "board_metrics", "engine"] {
         if let Ok(value) = figment.find_value(section) {
             walk(figment, section, &value, &mut all);
         }

@@ -107,3 +107,32 @@ fn ways_to_the_keys_of_s3() {
     refused("[uploads]\npart_bytes = \"1MiB\"", &["uploads.part_bytes", "5MiB"]);
     refused("[board_metrics]\ntopic = \"a/#\"", &["board_metrics.topic"]);
 }
+
+#[test]
+fn the_engine() {
+    let engine = |keys: &str| load(&format!("[engine]\n{keys}")).map(|it| it.config.engine);
+    let it = engine("").unwrap();
+    assert!(it.enabled && it.runtime == "embedded" && it.quota.is_none());
+    let keys = "runtime = \"crun\"\nquota = \"2GiB\"\ninsecure = [\"127.0.0.1:5000\"]\n\
+                mirrors = { \"docker.io\" = [\"http://127.0.0.1:5000\"] }\nsubnet = \"10.9.0.0/24\"\nlog_max_files = 2";
+    let it = engine(keys).unwrap();
+    assert_eq!((it.runtime.as_str(), it.quota, it.log_max_files), ("crun", Some(2 << 30), 2));
+    assert_eq!(it.registry.mirrors["docker.io"], ["http://127.0.0.1:5000"]);
+    for (keys, words) in [
+        ("runtme = \"runc\"", &["config.toml:2", "engine.runtme", "did you mean `runtime`"][..]),
+        ("runtime = \"podman\"", &["engine.runtime", "embedded"]),
+        ("runtime = \"/nonexistent/runc\"", &["engine.runtime", "/nonexistent/runc"]),
+        ("docker_socket = true", &["engine.docker_socket", "not available yet"]),
+        ("high_water = 70\nlow_water = 80", &["engine.low_water", "below"]),
+        ("quota = \"1MiB\"", &["engine.quota", "64MiB"]),
+        ("subnet = \"10.9.0.0\"", &["engine.subnet", "10.88.0.0/16"]),
+        ("subnet = \"10.9.0.0/31\"", &["engine.subnet"]),
+        ("log_max_size = \"1kB\"", &["engine.log_max_size"]),
+        ("log_max_files = 0", &["engine.log_max_files"]),
+        ("seccomp_profile = \"/nonexistent.json\"", &["engine.seccomp_profile", "/nonexistent.json"]),
+        ("insecure = [\"http://x\"]", &["engine.insecure", "HOST"]),
+        ("mirrors = { \"docker.io\" = [\"\"] }", &["engine.mirrors"]),
+    ] {
+        refused(&format!("[engine]\n{keys}"), words);
+    }
+}

@@ -29,8 +29,8 @@ use tokio::{net::UnixListener, sync::mpsc, task::JoinSet};
 
 use crate::{readings, status::Board};
 
-/// Commands at the same time.
-const MAX_CONNECTIONS: usize = 32;
+/// Requests at the same time: fifty commands that run containers have two or three each, and others go on beside them.
+const MAX_CONNECTIONS: usize = 512;
 
 #[derive(Clone)]
 struct Shared {
@@ -48,7 +48,7 @@ pub struct Server {
 
 impl Server {
     /// Binds `path`. A socket that is there already is stale: the caller holds the store's lock.
-    pub fn bind(path: &Path, ingest: Ingest, board: Arc<Board>) -> anyhow::Result<Self> {
+    pub fn bind(path: &Path, ingest: Ingest, board: Arc<Board>, engine: Option<Router>) -> anyhow::Result<Self> {
         let dir = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create {}: choose another --run-dir", dir.display()))?;
@@ -66,7 +66,8 @@ impl Server {
             .route("/v1/query", get(run_query))
             .route("/v1/tail", get(tail))
             .layer(DefaultBodyLimit::max(2 << 20))
-            .with_state(Shared { ingest, board });
+            .with_state(Shared { ingest, board })
+            .merge(engine.unwrap_or_default());
         Ok(Self { listener: Arc::new(listener), path: path.to_owned(), routes })
     }
 
