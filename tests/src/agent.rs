@@ -152,6 +152,12 @@ impl Agent {
         Ok(command.envs(self.env.iter().map(|(name, value)| (name, value))).spawn()?)
     }
 
+    /// Program and arguments of such a command, for whoever starts it in another way.
+    pub fn argv(&self, args: &[&str]) -> Result<Vec<String>> {
+        let begin = [agent_binary()?.display().to_string(), "--config".to_owned(), self.config.display().to_string()];
+        Ok(begin.into_iter().chain(args.iter().map(|it| (*it).to_owned())).collect())
+    }
+
     /// `status --json`.
     pub fn status(&self) -> Result<serde_json::Value> {
         let output = self.command(&["status", "--json"])?;
