@@ -143,9 +143,10 @@ async fn output_and_exit_codes() -> Result<()> {
         let mut log: Vec<_> = container.log()?.into_iter().map(|it| (it.stream, it.text)).collect();
         log.sort();
         assert_eq!(log, [(logs::Stream::Stdout, b"out".to_vec()), (logs::Stream::Stderr, b"err".to_vec())]);
-        let Recovered::Exited(found) = recover(&container.spec.run_dir, &container.spec.exit_file)? else {
-            bail!("no record")
-        };
+        // It may take a moment to go after its last word.
+        let look = || recover(&container.spec.run_dir, &container.spec.exit_file);
+        tests::wait_until("the shim has gone", PATIENCE, || !matches!(look(), Ok(Recovered::Alive(_))))?;
+        let Recovered::Exited(found) = look()? else { bail!("no record") };
         assert_eq!(found, exit);
         for hierarchy in ["memory", "pids", "unified", ""] {
             let left = format!("/sys/fs/cgroup/{hierarchy}{}", container.spec.id.replacen("shim-", "/", 1));

@@ -167,7 +167,7 @@ mod tests {
         fn check(stat: &str, want: Option<(u64, u8)>) {
             assert_eq!(parse_stat(stat.as_bytes()), want, "{stat:?}");
         }
-        let rest = "S 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 777 22";
+        let rest = "S 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 777 22";
         check(&format!("1 (sh) {rest}"), Some((777, b'S')));
         check(&format!("1 (a) R 9 (b) {rest}"), Some((777, b'S')));
         check("1 (sh) S 2 3", None);
