@@ -243,10 +243,10 @@ impl Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        if !self.keep {
-            if let Err(error) = throw_away(&self.path) {
-                tracing::warn!(%error, path = %self.path.display(), "a part of a blob is left; remove it by hand");
-            }
+        if !self.keep
+            && let Err(error) = throw_away(&self.path)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "a part of a blob is left; remove it by hand");
         }
     }
 }

@@ -307,10 +307,10 @@ fn entries(dir: &Path) -> Result<Vec<(String, fs::Metadata)>, ContentError> {
     for entry in fs::read_dir(dir).map_err(ContentError::io("list", dir))? {
         let entry = entry.map_err(ContentError::io("list", dir))?;
         // What vanished in between is not there.
-        if let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata()) {
-            if meta.is_file() {
-                found.push((name, meta));
-            }
+        if let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata())
+            && meta.is_file()
+        {
+            found.push((name, meta));
         }
     }
     Ok(found)

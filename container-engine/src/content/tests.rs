@@ -13,7 +13,7 @@ fn store() -> (tempfile::TempDir, Content) {
 /// Pretends that the kernel was started anew.
 fn after_power_cut(dir: &Path) -> Content {
     for (name, _) in entries(&dir.join("images/ingest")).unwrap() {
-        if name.ends_with(".json") {
+        if name.strip_suffix(".json").is_some() {
             let path = dir.join("images/ingest").join(name);
             let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             record["boot"] = "another".into();

@@ -80,8 +80,8 @@ impl Fetcher {
         let mut wrong = 0;
         loop {
             let result = match self.content.size(&wanted.blob.digest) {
-                Some(_) => self.from_disk(wanted, flight, turn.clone()).await,
-                None => self.from_registry(remote, wanted, flight, turn.clone()).await,
+                Some(_) => self.unpack_blob(wanted, flight, turn.clone()).await,
+                None => self.fetch_blob(remote, wanted, flight, turn.clone()).await,
             };
             match result {
                 Ok(layer) => {
@@ -104,7 +104,7 @@ impl Fetcher {
     }
 
     /// Unpacks a blob that is here; a damaged one is set aside.
-    async fn from_disk(&self, wanted: &Wanted, flight: &Flight, turn: Turn) -> Result<Unpacked, PullError> {
+    async fn unpack_blob(&self, wanted: &Wanted, flight: &Flight, turn: Turn) -> Result<Unpacked, PullError> {
         let (pieces, receiver) = mpsc::channel(WAITING);
         let (content, blob) = (self.content.clone(), wanted.blob.clone());
         flight.progress.send_replace(LayerStatus::Unpacking);
@@ -128,7 +128,7 @@ impl Fetcher {
         Ok(unpacked)
     }
 
-    async fn from_registry(
+    async fn fetch_blob(
         &self,
         remote: &dyn Remote,
         wanted: &Wanted,
@@ -383,7 +383,9 @@ impl Wanted {
     fn content(&self, source: ContentError) -> PullError {
         match source {
             ContentError::NoSpace { path, free } => self.no_space(path, free),
-            source => PullError::Content { digest: self.blob.digest, image: self.image.clone(), source },
+            source => {
+                PullError::Content { digest: self.blob.digest, image: self.image.clone(), source: Box::new(source) }
+            }
         }
     }
 

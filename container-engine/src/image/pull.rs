@@ -192,7 +192,7 @@ pub enum PullError {
         /// Of which image.
         image: String,
         /// Why.
-        source: ContentError,
+        source: Box<ContentError>,
     },
     /// A manifest or configuration was not understood.
     #[error("{image}: {source}")]
@@ -210,7 +210,7 @@ pub enum PullError {
         /// What it is for.
         has: String,
         /// What is needed.
-        want: Platform,
+        want: String,
     },
     /// The disk, or what images may take of it, is full.
     #[error(
@@ -268,7 +268,11 @@ impl PullError {
 
     /// Whether bytes were not what they should be, so that fetching them anew may help.
     pub(crate) fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Content { source: ContentError::Mismatch { .. }, .. })
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Content { source, .. } => matches!(**source, ContentError::Mismatch { .. }),
+            _ => false,
+        }
     }
 
     pub(crate) fn needs_below(&self) -> bool {
@@ -396,7 +400,11 @@ impl Puller<'_> {
             .map_err(|source| PullError::Document { image: self.image.to_owned(), source })?;
         let has = config.platform();
         if want.fit(&has).is_none() {
-            return Err(PullError::Platform { image: self.image.to_owned(), has: has.to_string(), want: want.clone() });
+            return Err(PullError::Platform {
+                image: self.image.to_owned(),
+                has: has.to_string(),
+                want: want.to_string(),
+            });
         }
         if config.rootfs.diff_ids.len() != manifest.layers.len() {
             let (ids, layers) = (config.rootfs.diff_ids.len(), manifest.layers.len());
@@ -417,7 +425,7 @@ impl Puller<'_> {
             has.retain(|it| it != "unknown/unknown");
             has.dedup();
             let has = if has.is_empty() { "no platform at all".to_owned() } else { has.join(", ") };
-            PullError::Platform { image: self.image.to_owned(), has, want: want.clone() }
+            PullError::Platform { image: self.image.to_owned(), has, want: want.to_string() }
         })
     }
 
@@ -587,7 +595,7 @@ impl Puller<'_> {
         let image = self.image.to_owned();
         move |source| match source {
             ContentError::NoSpace { path, free } => PullError::NoSpace { path, free, need: 0, layer: None, image },
-            source => PullError::Content { digest, image, source },
+            source => PullError::Content { digest, image, source: Box::new(source) },
         }
     }
 

@@ -206,7 +206,7 @@ async fn manifests_that_lie_are_refused() {
 async fn what_does_not_fit_is_refused_before_and_during() {
     let board = Board::with_quota(Some(10 << 20)).await;
     let big = bytes(1, 6 << 20);
-    board.registry.image(&"reg.x/big".parse().unwrap(), &host(), &[big.clone()]);
+    board.registry.image(&"reg.x/big".parse().unwrap(), &host(), std::slice::from_ref(&big));
     let error = board.pull(&request("reg.x/big")).await.0.unwrap_err();
     let PullError::NoSpace { free, need, .. } = &error else { panic!("{error}") };
     assert!(need > free && error.code() == "no_space" && error.to_string().contains("reg.x/big"), "{error}");

@@ -315,14 +315,12 @@ fn image_of(
             let entries: Vec<_> = index.manifests.iter().filter(|it| it.platform.is_some()).collect();
             let chosen = want.choose(entries.iter().filter_map(|it| it.platform.as_ref())).map(|n| entries[n]);
             let only = index.manifests.first().filter(|_| index.manifests.len() == 1);
-            match chosen.or(only) {
-                Some(entry) => image_of(content, entry, want, label, depth + 1),
-                None => {
-                    let has: Vec<_> =
-                        entries.iter().filter_map(|it| it.platform.as_ref().map(ToString::to_string)).collect();
-                    Err(ArchiveError::Platform { image: label.to_owned(), has: has.join(", "), want: want.clone() })
-                }
+            if let Some(entry) = chosen.or(only) {
+                return image_of(content, entry, want, label, depth + 1);
             }
+            let has = entries.iter().filter_map(|it| it.platform.as_ref().map(ToString::to_string));
+            let has = has.collect::<Vec<_>>().join(", ");
+            Err(ArchiveError::Platform { image: label.to_owned(), has, want: want.to_string() })
         }
     }
 }
@@ -337,7 +335,7 @@ fn config(content: &Content, manifest: &Manifest, want: &Platform, label: &str) 
     let config = ImageConfig::parse(digest, &bytes)?;
     let has = config.platform();
     if want.fit(&has).is_none() {
-        return Err(ArchiveError::Platform { image: label.to_owned(), has: has.to_string(), want: want.clone() });
+        return Err(ArchiveError::Platform { image: label.to_owned(), has: has.to_string(), want: want.to_string() });
     }
     let (ids, layers) = (config.rootfs.diff_ids.len(), manifest.layers.len());
     if ids != layers {

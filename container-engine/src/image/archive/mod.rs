@@ -20,10 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use load::{LoadEvent, LoadRequest, Loaded};
 
 use super::{ImageError, PullError, RecordError, manifest::DocumentError};
-use crate::{
-    content::{ContentError, Digest},
-    platform::Platform,
-};
+use crate::content::{ContentError, Digest};
 
 #[cfg(fuzzing)]
 pub use listing::fuzz;
@@ -75,7 +72,7 @@ pub enum ArchiveError {
         /// What it is for.
         has: String,
         /// What is needed.
-        want: Platform,
+        want: String,
     },
     /// The disk, or the quota, is full.
     #[error(
@@ -95,7 +92,7 @@ pub enum ArchiveError {
     Document(#[from] DocumentError),
     /// A layer did not unpack.
     #[error(transparent)]
-    Layer(#[from] PullError),
+    Layer(Box<PullError>),
     /// The name was not recorded.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -125,6 +122,12 @@ impl ArchiveError {
             Self::Layer(error) => error.is_transient(),
             Self::Invalid { .. } | Self::Missing { .. } | Self::Platform { .. } | Self::Document(_) => false,
         }
+    }
+}
+
+impl From<PullError> for ArchiveError {
+    fn from(error: PullError) -> Self {
+        Self::Layer(Box::new(error))
     }
 }
 

@@ -169,7 +169,7 @@ async fn hostile_archives_are_refused_and_leave_nothing() {
     check(load(&board, tar(&[("manifest.json", up)])).await, "not in it");
     check(load(&board, tar(&[(&blob(b"x"), b"y")])).await, "thrown away");
     check(load(&board, tar(&[("blobs/sha512/00", b"y")])).await, "no SHA-256");
-    let few = format!(r#"[{{"Config":"c.json","Layers":[]}}]"#);
+    let few = r#"[{"Config":"c.json","Layers":[]}]"#;
     check(load(&board, tar(&[("c.json", config.as_bytes()), ("manifest.json", few.as_bytes())])).await, "names 1");
     let many: Vec<_> = (0..=listing::MAX_IMAGES).map(|_| serde_json::json!({"Config": "c"})).collect();
     let many = serde_json::to_vec(&many).unwrap();
@@ -195,10 +195,11 @@ async fn hostile_archives_are_refused_and_leave_nothing() {
     header.set_entry_type(tar::EntryType::GNULongName);
     header.set_size(64 << 20);
     header.set_cksum();
-    let long = [header.as_bytes(), &vec![b'a'; 1 << 20][..]].concat();
+    let mut long = header.as_bytes().to_vec();
+    long.resize(1 << 20, b'a');
     check(load(&board, long).await, "name or header of over");
     // One that ends in the midst of a layer.
-    let cut = tar(&[("layer.tar", &[7; 100_000])]);
+    let cut = tar(&[("layer.tar", &vec![7; 100_000])]);
     check(load(&board, cut[..50_000].to_vec()).await, "cannot read");
     // Symbolic links in a circle.
     let mut archive = tar::Builder::new(Vec::new());
