@@ -27,10 +27,10 @@ mod stream;
 mod tree;
 mod usage;
 
-//#[cfg(fuzzing)]
-//pub mod fuzzing;
-//#[cfg(test)]
-//mod tests;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeSet,

@@ -2,7 +2,7 @@
 
 mod hostile;
 mod layers;
-mod mounts;
 mod make;
+mod mounts;
 mod peers;
 mod trees;
