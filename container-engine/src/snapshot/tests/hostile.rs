@@ -55,11 +55,31 @@ async fn nothing_leaves_the_tree() {
         ("an owner out of range", t().pax(&[("uid", b"4294967295")]).file("x", b""), Some(FaultKind::Limit)),
         ("an unknown type", t().other(b'Z', "x", 0), Some(FaultKind::Unsupported)),
         ("a file longer than the archive", t().other(b'0', "x", 1 << 40), Some(FaultKind::Truncated)),
-        ("a large attribute", t().pax(&[("SCHILY.xattr.user.x", &[b'v'; 70_000])]).file("x", b""), Some(FaultKind::Limit)),
+        (
+            "a large attribute",
+            t().pax(&[("SCHILY.xattr.user.x", &[b'v'; 70_000])]).file("x", b""),
+            Some(FaultKind::Limit),
+        ),
         ("a PAX record of no length", t().other(b'x', "x", 4).file("9 ab", b""), Some(FaultKind::Corrupt)),
-        ("a sparse file out of order", t().pax(&[("GNU.sparse.map", b"9,1,0,1"), ("GNU.sparse.size", b"10")]).file("x", b"ab"), Some(FaultKind::Corrupt)),
-        ("a sparse file of wrong size", t().pax(&[("GNU.sparse.map", b"0,5"), ("GNU.sparse.size", b"10")]).file("x", b"ab"), Some(FaultKind::Corrupt)),
-        ("marks of the overlay", t().pax(&[("SCHILY.xattr.user.overlay.redirect", b"/etc"), ("SCHILY.xattr.trusted.overlay.redirect", b"/etc")]).folder("d", 0o755), None),
+        (
+            "a sparse file out of order",
+            t().pax(&[("GNU.sparse.map", b"9,1,0,1"), ("GNU.sparse.size", b"10")]).file("x", b"ab"),
+            Some(FaultKind::Corrupt),
+        ),
+        (
+            "a sparse file of wrong size",
+            t().pax(&[("GNU.sparse.map", b"0,5"), ("GNU.sparse.size", b"10")]).file("x", b"ab"),
+            Some(FaultKind::Corrupt),
+        ),
+        (
+            "marks of the overlay",
+            t().pax(&[
+                ("SCHILY.xattr.user.overlay.redirect", b"/etc"),
+                ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+            ])
+            .folder("d", 0o755),
+            None,
+        ),
     ];
     for (name, tar, want) in table {
         let result = place.unpack(&tar.end()).await;
@@ -69,8 +89,12 @@ async fn nothing_leaves_the_tree() {
         assert_eq!(left, ["victim"], "{name}");
         assert_eq!(std::fs::read(outside.join("victim")).unwrap(), b"as it was", "{name}");
         if let Some(layer) = layer {
-            let _ = rustix::fs::lgetxattr(place.snapshots.layer_path(&layer).join("d"), "user.overlay.redirect", &mut [0; 8])
-                .expect_err(name);
+            let _ = rustix::fs::lgetxattr(
+                place.snapshots.layer_path(&layer).join("d"),
+                "user.overlay.redirect",
+                &mut [0; 8],
+            )
+            .expect_err(name);
             place.snapshots.remove_layer(&layer.key).unwrap();
         }
         let layers: Vec<_> = std::fs::read_dir(place.dir.path().join("layers")).unwrap().collect();
@@ -102,7 +126,8 @@ async fn bombs_stop_at_the_quota() {
     tail.resize(64 << 20, 0);
     assert_eq!(kind(place.limited(&gzip(&tail), 1 << 20, 10).await), Some(FaultKind::Quota));
     // A hole costs nothing.
-    let sparse = Tar::new().pax(&[("GNU.sparse.map", b"0,1"), ("GNU.sparse.size", b"10000000000")]).file("x", b"a").end();
+    let sparse =
+        Tar::new().pax(&[("GNU.sparse.map", b"0,1"), ("GNU.sparse.size", b"10000000000")]).file("x", b"a").end();
     let layer = place.limited(&sparse, 1 << 20, 10).await.unwrap();
     assert_eq!(std::fs::metadata(place.snapshots.layer_path(&layer).join("x")).unwrap().len(), 10_000_000_000);
 }
@@ -123,9 +148,15 @@ async fn damage_is_told_and_leaves_nothing() {
     let at = flipped.len() - 6;
     flipped[at] ^= 1; // The checksum at the end.
     assert_eq!(kind(place.unpack(&flipped).await), Some(FaultKind::Corrupt));
-    assert_eq!(kind(place.unpack(b"this is no archive at all, but long enough to be looked at").await), Some(FaultKind::Truncated));
+    assert_eq!(
+        kind(place.unpack(b"this is no archive at all, but long enough to be looked at").await),
+        Some(FaultKind::Truncated)
+    );
     assert_eq!(kind(place.unpack(&[b'x'; 2048]).await), Some(FaultKind::Corrupt));
-    assert_eq!(kind(place.unpack(b"\x28\xb5\x2f\xfd and no frame behind it ................").await), Some(FaultKind::Corrupt));
+    assert_eq!(
+        kind(place.unpack(b"\x28\xb5\x2f\xfd and no frame behind it ................").await),
+        Some(FaultKind::Corrupt)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

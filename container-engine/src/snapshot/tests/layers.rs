@@ -144,9 +144,19 @@ async fn sparse_files_in_all_three_forms() {
     }
     old[97..109].copy_from_slice(format!("{:011o}\0", 200_000).as_bytes());
     let archive = Tar::new()
-        .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.name", b"v1.0"), ("GNU.sparse.realsize", b"200000")])
+        .pax(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"v1.0"),
+            ("GNU.sparse.realsize", b"200000"),
+        ])
         .file("GNUSparseFile.0/x", &one)
-        .pax(&[("GNU.sparse.size", b"200000"), ("GNU.sparse.numblocks", b"2"), ("GNU.sparse.name", b"v0.1"), ("GNU.sparse.map", b"512,4,100000,4")])
+        .pax(&[
+            ("GNU.sparse.size", b"200000"),
+            ("GNU.sparse.numblocks", b"2"),
+            ("GNU.sparse.name", b"v0.1"),
+            ("GNU.sparse.map", b"512,4,100000,4"),
+        ])
         .file("y", b"aaaabbbb")
         .pax(&[("GNU.sparse.size", b"200000"), ("GNU.sparse.offset", b"512"), ("GNU.sparse.numbytes", b"4")])
         .file("v0.0", b"aaaa")
@@ -195,7 +205,10 @@ async fn every_compression_in_one_piece_or_several() {
         place.snapshots.remove_layer(&layer.key).unwrap();
     }
     assert_eq!(Compression::of_media_type("application/vnd.oci.image.layer.v1.tar+zstd"), Some(Compression::Zstd));
-    assert_eq!(Compression::of_media_type("application/vnd.docker.image.rootfs.diff.tar.gzip"), Some(Compression::Gzip));
+    assert_eq!(
+        Compression::of_media_type("application/vnd.docker.image.rootfs.diff.tar.gzip"),
+        Some(Compression::Gzip)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

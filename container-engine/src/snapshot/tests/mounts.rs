@@ -10,9 +10,7 @@ use std::{
 use tokio::io::AsyncReadExt;
 
 use super::make::{Facts, Place, Tar, describe, gzip};
-use crate::snapshot::{
-    CommitOptions, Compression, IdMap, Layer, PrepareOptions, Snapshots, Way, overlay::mounted,
-};
+use crate::snapshot::{CommitOptions, Compression, IdMap, Layer, PrepareOptions, Snapshots, Way, overlay::mounted};
 
 const MAP: IdMap = IdMap { host: 400_000, size: 65_536 };
 
@@ -156,7 +154,14 @@ async fn as_many_layers_as_an_image_may_have() {
     let place = Place::new();
     let mut layers = Vec::new();
     for number in 0..128 {
-        layers.push(place.unpack(&gzip(&Tar::new().file(&format!("f{number}"), b"x").file("last", number.to_string().as_bytes()).end())).await.unwrap());
+        layers.push(
+            place
+                .unpack(&gzip(
+                    &Tar::new().file(&format!("f{number}"), b"x").file("last", number.to_string().as_bytes()).end(),
+                ))
+                .await
+                .unwrap(),
+        );
     }
     for (id, idmap) in [("many", None), ("many-mapped", Some(MAP))] {
         let root = place.target(id);
@@ -173,7 +178,8 @@ async fn read_only_volatile_and_from_nothing() {
     let place = Place::new();
     let layers = two_layers(&place).await;
     let root = place.target("root");
-    let options = |read_only, volatile, idmap| PrepareOptions { read_only, volatile, idmap, ..PrepareOptions::default() };
+    let options =
+        |read_only, volatile, idmap| PrepareOptions { read_only, volatile, idmap, ..PrepareOptions::default() };
     for (id, layers, options, writable) in [
         ("ro", &layers[..], options(true, false, None), false),
         ("ro-one", &layers[..1], options(true, false, None), false),
@@ -215,7 +221,11 @@ async fn use_quota_conflicts_and_names() {
     assert_eq!(place.snapshots.layers_in_use().unwrap().len(), 2);
     assert_eq!(place.snapshots.mount("two", &root).await.unwrap_err().code(), "not_found");
     for id in ["", "..", "a/b", ".x", "ä"] {
-        assert_eq!(place.snapshots.create(id, &[], PrepareOptions::default()).await.unwrap_err().code(), "invalid", "{id}");
+        assert_eq!(
+            place.snapshots.create(id, &[], PrepareOptions::default()).await.unwrap_err().code(),
+            "invalid",
+            "{id}"
+        );
     }
     place.snapshots.remove("one").await.unwrap();
     place.snapshots.remove("one").await.unwrap();

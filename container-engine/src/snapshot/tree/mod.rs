@@ -38,6 +38,10 @@ const MAX_LINKS: usize = 40;
 /// Unit of what files take on disk.
 const UNIT: u64 = 4096;
 
+/// Bits of a mode that are not there yet when a file was made with it. The child has no umask; the tests of this crate,
+/// which share a process with others, have one.
+const SET_AFTERWARDS: u32 = if cfg!(test) { 0o7777 } else { 0o7000 };
+
 /// The writer.
 #[derive(Debug)]
 pub struct Tree {
@@ -88,7 +92,7 @@ fn failed(step: &str) -> impl FnOnce(Errno) -> Fault + '_ {
 }
 
 impl Tree {
-    /// Writes below `root`. The process's umask must be 0.
+    /// Writes below `root`. The process has to be without a umask.
     pub fn new(root: OwnedFd, marks: Marks, limits: Limits, parents: Vec<OwnedFd>) -> Result<Self, Fault> {
         let stat = rustix::fs::fstat(&root).map_err(failed("read the root"))?;
         let level = Level::of(Vec::new(), root, &stat);

@@ -8,8 +8,8 @@ use rustix::{
 };
 
 use super::{
-    Archive, Entry, Fault, FaultKind, Kind, MAX_PATH, Tree, UNIT, components, failed, fault, is_folder, mtime,
-    set_mtime, times,
+    Archive, Entry, Fault, FaultKind, Kind, MAX_PATH, SET_AFTERWARDS, Tree, UNIT, components, failed, fault, is_folder,
+    mtime, set_mtime, times,
 };
 
 /// Zeros of this length and more, at such an offset, are a hole.
@@ -50,7 +50,7 @@ impl Tree {
         if (entry.uid, entry.gid) != (0, 0) || self.top().setgid {
             own(fd, entry)?;
         }
-        if entry.mode & 0o7000 != 0 {
+        if entry.mode & SET_AFTERWARDS != 0 {
             mode(fd, entry)?; // After the owner, whose change takes setuid away.
         }
         xattrs(fd, entry)
@@ -130,7 +130,7 @@ impl Tree {
         let (uid, gid) = ids(entry)?;
         rustix::fs::chownat(top, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed("set its owner"))?;
-        if entry.kind != Kind::Symbolic && entry.mode & 0o7000 != 0 {
+        if entry.kind != Kind::Symbolic && entry.mode & SET_AFTERWARDS != 0 {
             let bits = Mode::from_raw_mode(entry.mode & 0o7777);
             rustix::fs::chmodat(top, name, bits, AtFlags::empty()).map_err(failed("set its mode"))?;
         }
