@@ -408,7 +408,7 @@ mod tests {
                 Decision::Granted => Ok(()),
                 Decision::Refused { would_go, ever, short } => {
                     assert!(!short.is_empty(), "a refusal says what is short");
-                    Err((would_go.iter().map(|holder| holder.to_string()).collect::<Vec<_>>(), ever))
+                    Err((would_go.iter().map(std::string::ToString::to_string).collect::<Vec<_>>(), ever))
                 }
             };
             let want = want

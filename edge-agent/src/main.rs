@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(8)
+        .max_blocking_threads(24)
         .thread_stack_size(512 << 10)
         .thread_name("agent")
         .enable_all()

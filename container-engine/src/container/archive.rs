@@ -278,7 +278,7 @@ impl Tree {
         }
         // Folders last, the deepest first: writing into them has changed their times.
         for (dir, mtime) in times.into_iter().rev() {
-            set_times(&dir, c"".as_ref(), mtime, AtFlags::EMPTY_PATH);
+            set_times(&dir, c"", mtime, AtFlags::EMPTY_PATH);
         }
         Ok(())
     }

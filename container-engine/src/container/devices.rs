@@ -74,7 +74,7 @@ fn below(dir: &Path, target: &str, access: &str, depth: u32, nodes: &mut Vec<Nod
             Ok(kind) if kind.is_dir() && depth < MAX_DEPTH => below(&entry.path(), &target, access, depth + 1, nodes),
             // Links are left out: what they lead to is there under its own name.
             Ok(kind) if kind.is_char_device() || kind.is_block_device() => {
-                nodes.extend(node(&entry.path(), &target, access))
+                nodes.extend(node(&entry.path(), &target, access));
             }
             _ => {}
         }

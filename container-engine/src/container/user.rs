@@ -9,7 +9,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
 /// Largest file that is read.
 const MAX_FILE: u64 = 4 << 20;
-/// The kernel takes no more (NGROUPS_MAX).
+/// The kernel takes no more (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
 /// Who a process is.

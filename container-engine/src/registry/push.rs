@@ -258,13 +258,12 @@ impl Upload<'_> {
             let (path, progress, throttle) = (path.clone(), progress.clone(), throttle.clone());
             async move {
                 let read = move || -> io::Result<(File, Vec<u8>)> {
-                    let mut file = match file {
-                        Some(file) => file,
-                        None => {
-                            let mut file = File::open(&path)?;
-                            file.seek(SeekFrom::Start(at))?;
-                            file
-                        }
+                    let mut file = if let Some(file) = file {
+                        file
+                    } else {
+                        let mut file = File::open(&path)?;
+                        file.seek(SeekFrom::Start(at))?;
+                        file
                     };
                     let mut piece = Vec::with_capacity(PIECE);
                     (&mut file).take(PIECE as u64).read_to_end(&mut piece)?;

@@ -168,7 +168,9 @@ async fn fetch(
             if let Some(service) = &bearer.service {
                 query.append_pair("service", service);
             }
-            scopes.iter().for_each(|scope| drop(query.append_pair("scope", scope)));
+            for scope in &scopes {
+                query.append_pair("scope", scope);
+            }
         }
         let request = client.get(url);
         match credentials {

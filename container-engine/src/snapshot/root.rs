@@ -322,7 +322,7 @@ impl Snapshots {
         let folder = self.folder(&record.id)?;
         match record.way {
             Way::Overlay => {
-                self.overlay(record, source, folder).mount(target, record.options.idmap).map_err(failed())?
+                self.overlay(record, source, folder).mount(target, record.options.idmap).map_err(failed())?;
             }
             Way::Copy => {
                 rustix::mount::mount_bind(folder.join("root"), target).map_err(|error| failed()(error.into()))?;

@@ -72,7 +72,7 @@ const ALLOWED: &[libc::c_long] = &[
 ];
 
 /// Allows the system calls above and new threads, for this process from now on; the others fail: `clone3` as unknown
-/// (the C library then uses `clone`), the rest as not permitted. Needs no_new_privs.
+/// (the C library then uses `clone`), the rest as not permitted. Needs `no_new_privs`.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub fn files_and_memory_only() -> rustix::io::Result<()> {
     let mut program = program();
@@ -97,6 +97,7 @@ fn program() -> Vec<libc::sock_filter> {
     const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     const ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
     const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    #[allow(clippy::cast_possible_truncation)] // Codes have 16 bits.
     let op = |code: u32, k: u32, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
     let refuse = |error: i32| op(RETURN, libc::SECCOMP_RET_ERRNO | error.cast_unsigned(), 0, 0);
     let number = |call: libc::c_long| u32::try_from(call).unwrap_or(u32::MAX);

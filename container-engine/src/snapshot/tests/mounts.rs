@@ -179,7 +179,7 @@ async fn read_only_volatile_and_from_nothing() {
     let layers = two_layers(&place).await;
     let root = place.target("root");
     let options =
-        |read_only, volatile, idmap| PrepareOptions { read_only, volatile, idmap, ..PrepareOptions::default() };
+        |read_only, volatile, idmap| PrepareOptions { read_only, idmap, volatile, ..PrepareOptions::default() };
     for (id, layers, options, writable) in [
         ("ro", &layers[..], options(true, false, None), false),
         ("ro-one", &layers[..1], options(true, false, None), false),

@@ -47,7 +47,8 @@ impl Tree {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         rustix::fs::fchown(&target, Some(uid), Some(gid)).map_err(failed("set its owner"))?;
         rustix::fs::fchmod(&target, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed("set its mode"))?;
-        for name in ["security.capability"] {
+        {
+            let name = "security.capability";
             let mut value = [0; 64];
             if let Ok(length) = rustix::fs::fgetxattr(source, name, &mut value) {
                 let value = &value[..length.min(value.len())];
