@@ -328,7 +328,7 @@ mod tests {
         let volumes = Volumes::open(dir.path()).unwrap();
         assert_eq!(volumes.create(&pod, "db", NewVolume::default()).unwrap(), made);
         assert_eq!(volumes.list(None).unwrap().len(), 2);
-        assert_eq!(volumes.list(Some(&pod)).unwrap(), [made.clone()]);
+        assert_eq!(volumes.list(Some(&pod)).unwrap(), std::slice::from_ref(&made));
         assert_eq!(volumes.usage(&made).unwrap().inodes, 1);
 
         let used = volumes.remove(&pod, "db", |_| Some("container 1".into())).unwrap_err();

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{dist, fuzz, guest, setup, tidy};
+use crate::{dist, fuzz, setup, tidy};
 
 /// The top of the repository.
 pub fn root() -> PathBuf {
@@ -76,10 +76,6 @@ pub fn test(only: Option<&str>, rounds: Option<u32>) -> Result<()> {
             dist::run("aarch64")
         });
         tests(&[], &env)?;
-        {
-            let _step = step("guest with control groups v2");
-            guest::run(None)?;
-        }
         {
             let _step = step("fuzz");
             fuzz::run(5, None)?;

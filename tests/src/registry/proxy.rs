@@ -64,7 +64,7 @@ pub struct Proxy {
     pub address: String,
 }
 
-const PROGRAM: &str = r#"
+const PROGRAM: &str = r"
 import http.client, http.server, json, os, socketserver, sys, threading, time
 port, target, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 lock, used = threading.Lock(), {}
@@ -136,7 +136,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True; request_queue_size = 64
     def handle_error(self, *a): pass
 Server(('127.0.0.1', port), Handler).serve_forever()
-"#;
+";
 
 impl Proxy {
     /// In front of the plain registry at `target`; well-behaved at first.

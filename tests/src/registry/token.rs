@@ -21,7 +21,7 @@ pub struct TokenServer {
 }
 
 /// RS256 with the certificate in `x5c`, as docker-registry 2.8 wants it; openssl signs.
-const PROGRAM: &str = r#"
+const PROGRAM: &str = r"
 import base64, http.server, json, subprocess, sys, time, urllib.parse, uuid
 port, key, certificate, user, password = int(sys.argv[1]), *sys.argv[2:6]
 b64 = lambda data: base64.urlsafe_b64encode(data).rstrip(b'=').decode()
@@ -60,7 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if form.get('refresh_token') != ['identity']: return self.answer(401, {'errors': []})
         self.give(user, form.get('scope', []))
 http.server.ThreadingHTTPServer(('127.0.0.1', port), Handler).serve_forever()
-"#;
+";
 
 impl TokenServer {
     /// Starts it with a key of its own.

@@ -12,6 +12,7 @@ fn kind(result: Result<impl Sized, UnpackError>) -> Option<FaultKind> {
 }
 
 /// `None`: it unpacks, and stays inside.
+#[allow(clippy::too_many_lines)] // A table.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_leaves_the_tree() {
     let place = Place::new();
