@@ -83,7 +83,9 @@ fn remove_all(agent: &Agent) -> Result<()> {
 fn exit_codes_and_output_of_run() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
-    let run_of = |rest: &[&str]| [&["container", "run", "--rm", "--network", "none"], rest].concat();
+    fn run_of<'a>(rest: &[&'a str]) -> Vec<&'a str> {
+        [&["container", "run", "--rm", "--network", "none"], rest].concat()
+    }
     let output = agent.command(&run_of(&["busybox", "sh", "-c", "echo out; echo err >&2"]))?;
     ensure!(text(&output.stdout) == "out\n" && text(&output.stderr) == "err\n", "{output:?}");
     fails(&agent, 3, &run_of(&["busybox", "sh", "-c", "exit 3"]))?;
