@@ -89,7 +89,7 @@ fn build() -> Result<()> {
 }
 
 /// End-to-end tests that the gate runs. Those of the engine that are not here yet (`containers`, `containers_cli`,
-/// `engine_crash`, `images`, `shim`) run by name: `cargo test --package tests --test NAME`.
+/// `engine_crash`, `images`, `networks`, `shim`) run by name: `cargo test --package tests --test NAME`.
 const GATE: &[&str] = &[
     "clock",
     "crash",
