@@ -35,6 +35,8 @@ impl Bench {
     /// A new one, with the runtime that `EDGE_AGENT_RUNTIME` names.
     pub async fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        // Installed already where another test of this process came first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::Builder::new().prefix("eng").tempdir_in("/tmp")?;
         // Ids of user namespaces have to get through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
