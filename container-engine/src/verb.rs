@@ -5,6 +5,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 /// Runs the hidden verb that `args` (without the program's name) names; `None` where it names none.
 ///
+/// * `container-init`: the first process of a container that asks for one (`container`).
 /// * `shim`: stays with one container (`shim`).
 /// * `oci-runtime`: runc's command line on libcontainer (`runtime`).
 /// * `unpack`: one layer from standard input to a tree, confined (`snapshot`).
@@ -18,6 +19,7 @@ type Verb = fn(&[OsString]) -> ExitCode;
 
 /// Each room adds its verb here.
 const VERBS: &[(&str, Verb)] = &[
+    ("container-init", crate::container::init::main),
     ("oci-runtime", crate::runtime::main),
     ("shim", crate::shim::server::main),
     ("unpack", crate::snapshot::unpack_verb),

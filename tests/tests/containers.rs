@@ -383,6 +383,40 @@ async fn shared_namespaces_and_user_namespaces() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_init_reaps_and_hands_signals_on() -> Result<()> {
+    let bench = Bench::new().await?;
+    let containers = bench.engine.containers();
+    // The program under test may need the host's C library.
+    let library = |path: &str| Mount {
+        target: path.into(),
+        source: MountSource::Bind { source: path.into(), create: false },
+        read_only: true,
+        recursive_read_only: false,
+        propagation: Propagation::default(),
+    };
+    let mounts =
+        ["/lib", "/lib64"].into_iter().filter(|path| std::path::Path::new(path).exists()).map(library).collect();
+    let script = "(sleep 0.2 & exec sleep 0.1) & trap 'exit 4' TERM; sleep 0.6; ps -o stat,comm | grep -c '^Z'; echo ready; \
+        while :; do sleep 0.05; done";
+    let spec = ContainerSpec { init: true, mounts, ..Bench::shell(script) };
+    let id = containers.create(spec).await?.id;
+    let attaching = containers.attach(&id, BOTH).await?;
+    containers.start(&id).await?;
+    let (_input, mut output) = attaching.session().await?.split();
+    let mut text = String::new();
+    while !text.contains("ready") {
+        match tokio::time::timeout(Duration::from_secs(10), output.next()).await?? {
+            Some(Output::Stdout(bytes) | Output::Stderr(bytes)) => text.push_str(&String::from_utf8_lossy(&bytes)),
+            end => anyhow::bail!("{text} {end:?}"),
+        }
+    }
+    ensure!(text == "0\nready\n", "{text:?}");
+    let exit = containers.stop(&id, None, None).await?.context("no end")?;
+    ensure!(exit.code == 4, "{exit:?}");
+    bench.clear().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn logs_are_kept_and_followed() -> Result<()> {
     let bench = Bench::new().await?;
     let containers = bench.engine.containers();
@@ -421,8 +455,17 @@ async fn user_namespaces_of_their_own() -> Result<()> {
     let (id, out, err, code) = run(&bench, spec.clone()).await?;
     let (host, size) = containers.inspect(&id)?.userns.context("no range of ids")?;
     ensure!(code == 0 && out == format!("0\n 0 {host} {size}\n0\n0\n0\nwritten\n"), "{out} {err}");
-    let other = containers.create(spec).await?.id;
+    let other =
+        containers.create(ContainerSpec { command: Some(vec!["sleep".into(), "100".into()]), ..spec }).await?.id;
     ensure!(containers.inspect(&other)?.userns != Some((host, size)), "two have the same ids");
+    // The network was made outside of the user namespace, and a further process gets there too.
+    containers.start(&other).await?;
+    let id_inside = ExecSpec { command: vec!["id".into(), "-u".into()], ..ExecSpec::default() };
+    let (_, session) = containers.exec(&other, id_inside).await?;
+    ensure!(output(session).await? == ("0\n".into(), String::new(), 0));
+    let pid = containers.inspect(&other)?.state.pid.context("no pid")?;
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(format!("/proc/{pid}"))?);
+    ensure!(containers.inspect(&other)?.userns.is_some_and(|(host, _)| host == owner), "it runs as {owner}");
     bench.clear().await
 }
 

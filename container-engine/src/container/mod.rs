@@ -24,6 +24,7 @@ mod exec;
 mod front;
 mod id;
 mod image;
+pub(crate) mod init;
 pub mod oci;
 mod record;
 mod recover;

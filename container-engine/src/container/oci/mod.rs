@@ -165,7 +165,7 @@ pub fn config(input: &Input<'_>) -> Result<Value, ConfigError> {
         return Err(ConfigError::NoCommand);
     }
     if input.init.is_some() {
-        args.splice(0..0, [INIT.to_owned(), "init".to_owned(), "--".to_owned()]);
+        args.splice(0..0, [INIT.to_owned(), "container-init".to_owned(), "--".to_owned()]);
     }
     check(spec, &args)?;
     let capabilities = capabilities::effective(&spec.security)?;

@@ -312,6 +312,6 @@ fn a_further_process() {
 #[test]
 fn init_comes_first() {
     let config = Case::with(|case| case.spec.init = true).config();
-    assert_eq!(config["process"]["args"], json!([INIT, "init", "--", "/entry", "cmd"]));
+    assert_eq!(config["process"]["args"], json!([INIT, "container-init", "--", "/entry", "cmd"]));
     assert!(mount(&config, INIT).is_some());
 }

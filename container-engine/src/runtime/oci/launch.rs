@@ -6,7 +6,7 @@
 use std::{
     ffi::CString,
     fs,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -23,6 +23,7 @@ use libcontainer::{
     validator::Validator,
 };
 use oci_spec::runtime::{LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec, User};
+use rustix::thread::LinkNameSpaceType;
 
 use super::{
     Failure,
@@ -97,6 +98,11 @@ fn make(root: &Path, record: &mut Record, original: Spec, options: &Options) -> 
         return Err(Failure::new(format!("the control group {} is not empty", record.cgroup.display())));
     }
     let mut spec = original.clone();
+    if let Some(mut linux) = spec.linux().clone() {
+        let others = join_foreign(linux.namespaces().clone().unwrap_or_default(), None)?;
+        linux.set_namespaces(Some(others));
+        spec.set_linux(Some(linux));
+    }
     let user_namespace = new_user_namespace(&mut spec)?;
     let late = mounts::plan(&mut spec, user_namespace.as_ref())?;
     let linux = spec.linux().clone().unwrap_or_default();
@@ -140,7 +146,8 @@ pub(super) fn exec(root: &Path, record: &Record, process: Process, options: &Opt
     let original = load(&record.bundle.join("config.json"))?;
     let linux = original.linux().clone().unwrap_or_default();
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose().map_err(Failure::from_error)?;
-    let (namespaces, held) = namespaces_of(record.pid, linux.namespaces().as_deref().unwrap_or_default())?;
+    let others = join_foreign(linux.namespaces().clone().unwrap_or_default(), Some(record.pid))?;
+    let (namespaces, held) = namespaces_of(record.pid, &others)?;
     let mut spec = Spec::default();
     let mut inner = LinuxBuilder::default().namespaces(namespaces).build().map_err(Failure::from_error)?;
     inner.set_resources(None).set_devices(None).set_personality(linux.personality().clone());
@@ -366,6 +373,38 @@ fn cgroup_path(spec: &Spec, id: &str) -> PathBuf {
         Some(path) => Path::new("/").join(path),
         None => Path::new("/").join(id),
     }
+}
+
+/// Namespaces of others are joined by this process, which its children share them with: libcontainer would enter the
+/// user namespace first, where nobody has a right to what was made outside of it. Returns the others. With `of` the
+/// namespaces are those that process is in.
+fn join_foreign(configured: Vec<LinuxNamespace>, of: Option<i32>) -> Result<Vec<LinuxNamespace>, Failure> {
+    let user = configured.iter().find(|it| it.typ() == LinuxNamespaceType::User);
+    // Whoever joins a user namespace by its path joins what belongs to it.
+    if user.is_none_or(|user| user.path().is_some()) {
+        return Ok(configured);
+    }
+    let mut others = Vec::new();
+    for namespace in configured {
+        let (kind, name) = match namespace.typ() {
+            LinuxNamespaceType::Network => (LinkNameSpaceType::Network, "net"),
+            LinuxNamespaceType::Ipc => (LinkNameSpaceType::InterProcessCommunication, "ipc"),
+            LinuxNamespaceType::Uts => (LinkNameSpaceType::HostNameAndNISDomainName, "uts"),
+            _ => {
+                others.push(namespace);
+                continue;
+            }
+        };
+        let Some(path) = namespace.path() else {
+            others.push(namespace);
+            continue;
+        };
+        let path = of.map_or_else(|| path.clone(), |pid| PathBuf::from(format!("/proc/{pid}/ns/{name}")));
+        let joined = fs::File::open(&path)
+            .and_then(|file| Ok(rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))?));
+        joined.map_err(|error| Failure::new(format!("cannot join the namespace {}: {error}", path.display())))?;
+    }
+    Ok(others)
 }
 
 /// A user namespace with mappings is made here and joined by path: libcontainer would need `newuidmap` on the host.
