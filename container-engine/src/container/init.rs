@@ -21,7 +21,8 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return failed("init", &error.to_string(), 125),
     };
-    let child = match std::process::Command::new(program).args(words).spawn() {
+    let mut command = std::process::Command::new(program);
+    let child = match process::with_default_signals(command.args(words)).spawn() {
         Ok(child) => child,
         Err(error) => {
             let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };

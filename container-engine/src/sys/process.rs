@@ -38,6 +38,16 @@ pub fn reset_signals() {
     }
 }
 
+/// What the command starts has every signal at its default and none blocked.
+pub fn with_default_signals(command: &mut std::process::Command) -> &mut std::process::Command {
+    let reset = || {
+        reset_signals();
+        Ok(())
+    };
+    // SAFETY: between fork and exec only `signal` and `sigprocmask` are called, which are safe there.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, reset) }
+}
+
 /// Blocks every signal, so that they can be taken from a `signalfd`.
 pub fn signals_as_file() -> io::Result<OwnedFd> {
     // SAFETY: the set is made valid by `sigfillset`, and lives for the calls; the result is a new descriptor or -1.
