@@ -204,7 +204,7 @@ impl<W: Write> Diff<'_, W> {
             let with_parent = self.gone.as_ref().is_some_and(|parent| is_below(&gone, parent));
             if !with_parent {
                 // The folders on the way that are still pending may not be above this one.
-                let depth = gone.iter().filter(|byte| **byte == b'/').count();
+                let depth = gone.split(|byte| *byte == b'/').count() - 1;
                 self.pending.retain(|(at, _)| *at < depth);
                 self.whiteout(&gone)?;
                 self.gone = Some(gone);

@@ -66,6 +66,7 @@ struct End {
 
 impl Snapshots {
     /// Starts to unpack a layer. Cancelled or dropped: nothing is left.
+    #[allow(clippy::unused_async)] // Needs the runtime that it is called in: the pipe is registered there.
     pub async fn begin(&self, unpack: Unpack) -> Result<Unpacking, UnpackError> {
         let name = unpack.diff_id.map_or_else(|| "of unknown content".to_owned(), |id| id.to_string());
         let inner = self.0.clone();

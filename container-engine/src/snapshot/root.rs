@@ -125,10 +125,10 @@ impl Snapshots {
             let mut record = it.record(&id)?;
             if record.target != target {
                 if !record.target.as_os_str().is_empty() {
-                    it.unmount_target(&id, &record.target)?;
+                    Self::unmount_target(&id, &record.target)?;
                 }
                 record.target = target;
-                it.write(&record, &it.folder(&id)?)?;
+                Self::write(&record, &it.folder(&id)?)?;
             }
             it.mount_now(record)
         })
@@ -235,7 +235,7 @@ impl Snapshots {
     /// Takes back what an attempt has left.
     fn undo(&self, id: &str, target: &Path) {
         if !target.as_os_str().is_empty()
-            && let Err(error) = self.unmount_target(id, target)
+            && let Err(error) = Self::unmount_target(id, target)
         {
             tracing::warn!(%error, "a snapshot that failed is still mounted");
         }
@@ -255,7 +255,7 @@ impl Snapshots {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(failed())?;
         }
         self.dress_root(record, &folder.join("upper")).map_err(failed())?;
-        self.write(record, folder)
+        Self::write(record, folder)
     }
 
     /// From here on it is a copy of its layers.
@@ -268,7 +268,7 @@ impl Snapshots {
             &folder,
         ))?;
         record.way = Way::Copy;
-        self.write(record, &folder)
+        Self::write(record, &folder)
     }
 
     /// The root's own owner, mode and time are those of the uppermost layer.
@@ -283,7 +283,7 @@ impl Snapshots {
         fs::File::open(upper)?.set_modified(below.modified()?)
     }
 
-    fn write(&self, record: &Record, folder: &Path) -> Result<(), SnapshotError> {
+    fn write(record: &Record, folder: &Path) -> Result<(), SnapshotError> {
         let path = folder.join("snapshot.json");
         let bytes =
             serde_json::to_vec(record).map_err(|error| io_error(&record.id, "describe", &path)(error.into()))?;
@@ -353,10 +353,10 @@ impl Snapshots {
 
     fn unmount_now(&self, id: &str) -> Result<(), SnapshotError> {
         let target = self.record(id)?.target;
-        if target.as_os_str().is_empty() { Ok(()) } else { self.unmount_target(id, &target) }
+        if target.as_os_str().is_empty() { Ok(()) } else { Self::unmount_target(id, &target) }
     }
 
-    fn unmount_target(&self, id: &str, target: &Path) -> Result<(), SnapshotError> {
+    fn unmount_target(id: &str, target: &Path) -> Result<(), SnapshotError> {
         for _ in 0..MAX_STACKED {
             match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
                 Ok(()) => {}
@@ -382,7 +382,7 @@ impl Snapshots {
             let mounted = overlay::mounted().map_err(io_error(id, "find mounts of", &folder))?;
             targets.extend(mounted.into_iter().filter(|mount| mount.source == source).map(|mount| mount.target));
             for target in &targets {
-                self.unmount_target(id, target)?;
+                Self::unmount_target(id, target)?;
             }
             // Gone by one rename: an agent that is killed now finds a leftover, never half a snapshot.
             let aside = self.0.snapshots.join(format!(".gone-{id}"));

@@ -182,7 +182,7 @@ async fn sparse_files_in_all_three_forms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_compression_in_one_piece_or_several() {
     let place = Place::new();
-    let archive = Tar::new().file("a", &[1; 5000]).file("b", &[2; 700_000]).end();
+    let archive = Tar::new().file("a", &[1; 5000]).file("b", &vec![2; 700_000]).end();
     let (one, two) = archive.split_at(3000);
     let zstd = |bytes: &[u8], window| {
         use std::io::Write;

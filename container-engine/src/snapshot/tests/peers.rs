@@ -34,7 +34,9 @@ fn source(dir: &Path) -> PathBuf {
 
 /// What formats without fractions of a second keep.
 fn whole_seconds(mut all: BTreeMap<PathBuf, Facts>) -> BTreeMap<PathBuf, Facts> {
-    all.values_mut().for_each(|facts| facts.mtime.1 = 0);
+    for facts in all.values_mut() {
+        facts.mtime.1 = 0;
+    }
     all
 }
 
@@ -142,7 +144,9 @@ async fn umoci_sees_the_same_image() {
     let (mut ours, mut theirs) = (describe(&root), describe(&place.dir.path().join("peer")));
     // A name left of several: the overlay counts the names of the layer, umoci those of the tree.
     for all in [&mut ours, &mut theirs] {
-        all.values_mut().for_each(|facts| facts.same_as = None);
+        for facts in all.values_mut() {
+            facts.same_as = None;
+        }
     }
     for (path, facts) in &theirs {
         assert_eq!(ours.get(path), Some(facts), "{}", path.display());

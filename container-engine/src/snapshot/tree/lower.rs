@@ -47,13 +47,10 @@ impl Tree {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         rustix::fs::fchown(&target, Some(uid), Some(gid)).map_err(failed("set its owner"))?;
         rustix::fs::fchmod(&target, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed("set its mode"))?;
-        {
-            let name = "security.capability";
-            let mut value = [0; 64];
-            if let Ok(length) = rustix::fs::fgetxattr(source, name, &mut value) {
-                let value = &value[..length.min(value.len())];
-                rustix::fs::fsetxattr(&target, name, value, XattrFlags::empty()).map_err(failed("set an attribute"))?;
-            }
+        let (name, mut value) = ("security.capability", [0; 64]);
+        if let Ok(length) = rustix::fs::fgetxattr(source, name, &mut value) {
+            let value = &value[..length.min(value.len())];
+            rustix::fs::fsetxattr(&target, name, value, XattrFlags::empty()).map_err(failed("set an attribute"))?;
         }
         let tv_nsec = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
         set_mtime(&target, Timespec { tv_sec: stat.st_mtime, tv_nsec })?;
