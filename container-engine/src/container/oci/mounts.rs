@@ -91,10 +91,12 @@ fn asked(spec: &ContainerSpec, mount: &MountPoint) -> Value {
     let access = if mount.read_only { "ro" } else { "rw" };
     if mount.kind == MountKind::Tmpfs {
         let mut options = vec!["nosuid".to_owned(), "nodev".to_owned(), "noexec".to_owned(), access.to_owned()];
-        if let Some(MountSource::Tmpfs { size, mode }) = original.map(|original| &original.source) {
-            options.extend(size.map(|size| format!("size={size}")));
-            options.push(format!("mode={:o}", mode.unwrap_or(0o1777) & 0o7777));
-        }
+        let (size, mode) = match original.map(|original| &original.source) {
+            Some(MountSource::Tmpfs { size, mode }) => (*size, *mode),
+            _ => (None, None),
+        };
+        options.extend(size.map(|size| format!("size={size}")));
+        options.push(format!("mode={:o}", mode.unwrap_or(0o1777) & 0o7777));
         return json!({ "destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options });
     }
     let propagation = match mount.propagation {
