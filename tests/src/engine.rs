@@ -104,6 +104,8 @@ impl Bench {
         }
         self.engine.close().await;
         let _ = self.engine.cgroups().remove(self.cgroup());
+        // There where a container was on the default network; else there is nothing to delete.
+        let _ = std::process::Command::new("ip").args(["link", "delete", &self.options.network.device]).output();
         Ok(())
     }
 }
