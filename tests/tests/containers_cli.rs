@@ -70,6 +70,11 @@ fn started(dir: &Path) -> Result<Agent> {
     Ok(agent)
 }
 
+/// `container run` of something that ends, with no network.
+fn run_of<'a>(rest: &[&'a str]) -> Vec<&'a str> {
+    [&["container", "run", "--rm", "--network", "none"], rest].concat()
+}
+
 fn remove_all(agent: &Agent) -> Result<()> {
     let all = run(agent, &["container", "ls", "-aq"])?;
     let ids: Vec<_> = all.split_whitespace().collect();
@@ -83,9 +88,6 @@ fn remove_all(agent: &Agent) -> Result<()> {
 fn exit_codes_and_output_of_run() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
-    fn run_of<'a>(rest: &[&'a str]) -> Vec<&'a str> {
-        [&["container", "run", "--rm", "--network", "none"], rest].concat()
-    }
     let output = agent.command(&run_of(&["busybox", "sh", "-c", "echo out; echo err >&2"]))?;
     ensure!(text(&output.stdout) == "out\n" && text(&output.stderr) == "err\n", "{output:?}");
     fails(&agent, 3, &run_of(&["busybox", "sh", "-c", "exit 3"]))?;
@@ -321,8 +323,8 @@ fn ports_networks_and_volumes() -> Result<()> {
     let port = tests::free_port()?;
     let publish = format!("127.0.0.1:{port}:80");
     let serve = "echo served > /data/index.html; exec httpd -f -p 80 -h /data";
-    let run_of = ["container", "run", "-d", "--name", "web", "--network", "lab", "-p", &publish, "-v", "data:/data"];
-    run(&agent, &[&run_of[..], &["busybox", "sh", "-c", serve]].concat())?;
+    let web = ["container", "run", "-d", "--name", "web", "--network", "lab", "-p", &publish, "-v", "data:/data"];
+    run(&agent, &[&web[..], &["busybox", "sh", "-c", serve]].concat())?;
     let ports = run(&agent, &["container", "port", "web"])?;
     ensure!(ports == format!("80/tcp -> 127.0.0.1:{port}"), "{ports}");
     ensure!(run(&agent, &["container", "ls", "--format", "{{.Ports}}"])? == format!("127.0.0.1:{port}->80/tcp"));

@@ -100,8 +100,8 @@ pub struct Dns {
 }
 
 /// One mount.
+// Without `deny_unknown_fields`, which serde cannot do beside a flattened field: it would refuse the field's own parts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Mount {
     /// Absolute path in the container.
     pub target: String,

@@ -53,6 +53,11 @@ impl EngineError {
         if let Self::Refused { exit_code: Some(code), .. } = self { *code } else { 125 }
     }
 
+    /// Whether the engine answered, and said no.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+
     /// Whether what was named is not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if code == "not_found")

@@ -22,7 +22,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::{Api, ApiError, Whose, json_parameter, line, ndjson, streams};
+use super::{Api, ApiError, Given, Whose, json_parameter, line, ndjson, streams};
 
 /// Largest specification of an exec.
 const MAX_EXEC: usize = 1 << 20;
@@ -77,7 +77,7 @@ async fn list(State(api): State<Api>, whose: Whose, Query(asked): Query<ListAske
     Ok(Json(api.engine()?.containers().list(&filter)))
 }
 
-async fn create(State(api): State<Api>, whose: Whose, Json(mut spec): Json<ContainerSpec>) -> Answer<Created> {
+async fn create(State(api): State<Api>, whose: Whose, Given(mut spec): Given<ContainerSpec>) -> Answer<Created> {
     if let Some(owner) = whose.0 {
         spec.owner = owner;
     }
@@ -194,7 +194,7 @@ async fn update(
     State(api): State<Api>,
     whose: Whose,
     Path(name): Path<String>,
-    Json(limits): Json<Resources>,
+    Given(limits): Given<Resources>,
 ) -> Answer<()> {
     let id = api.container(&whose, &name)?;
     Ok(Json(api.engine()?.containers().update(&id, limits).await?))

@@ -26,7 +26,7 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, FromRequestParts, Query, State},
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State},
     http::request::Parts,
     response::{IntoResponse, Response},
     routing::get,
@@ -131,6 +131,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Whose {
         }
         let asked = Query::<Asked>::try_from_uri(&parts.uri).map_err(|error| ApiError::invalid(error.body_text()))?;
         Ok(Self(asked.0.owner))
+    }
+}
+
+/// A body that is JSON; one that is not is refused in our words.
+struct Given<T>(T);
+
+impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for Given<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = Bytes::from_request(request, state).await;
+        let body = body.map_err(|error| ApiError::invalid(format!("the request: {}", error.body_text())))?;
+        let given = serde_json::from_slice(&body);
+        given.map(Self).map_err(|error| ApiError::invalid(format!("the request is not understood: {error}")))
     }
 }
 

@@ -11,7 +11,7 @@ use container_engine::{
 };
 use serde::Deserialize;
 
-use super::{Api, ApiError, Whose};
+use super::{Api, ApiError, Given, Whose};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -26,7 +26,7 @@ async fn list(State(api): State<Api>, whose: Whose) -> Answer<Vec<NetworkInfo>> 
     Ok(Json(api.engine()?.networks().list(whose.0.as_ref())))
 }
 
-async fn create(State(api): State<Api>, whose: Whose, Json(spec): Json<NetworkSpec>) -> Answer<Network> {
+async fn create(State(api): State<Api>, whose: Whose, Given(spec): Given<NetworkSpec>) -> Answer<Network> {
     Ok(Json(api.engine()?.networks().create(&whose.or_local(), spec).await?))
 }
 
@@ -43,7 +43,7 @@ pub async fn connect(
     State(api): State<Api>,
     whose: Whose,
     Path(name): Path<String>,
-    Json(place): Json<Attachment>,
+    Given(place): Given<Attachment>,
 ) -> Answer<Interface> {
     let id = api.container(&whose, &name)?;
     Ok(Json(api.engine()?.networks().connect(id.as_str(), place).await?))

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
-    Api, ApiError, Whose, json_parameter, line, ndjson,
+    Api, ApiError, Given, Whose, json_parameter, line, ndjson,
     wire::{Line, Loaded, Login, Transfer},
 };
 use crate::pipe::{Reading, Writing, break_off, pipe};
@@ -46,7 +46,7 @@ pub fn routes() -> Router<Api> {
         .route("/v1/login", post(login))
 }
 
-async fn pull(State(api): State<Api>, Json(asked): Json<Transfer>) -> Result<Response, ApiError> {
+async fn pull(State(api): State<Api>, Given(asked): Given<Transfer>) -> Result<Response, ApiError> {
     let name: ImageRef = asked.image.parse()?;
     let request = PullRequest {
         name: name.clone(),
@@ -75,7 +75,7 @@ async fn fetch(images: Images, request: PullRequest, events: mpsc::Sender<PullEv
     images.pull(&request, &events).await
 }
 
-async fn push(State(api): State<Api>, Json(asked): Json<Transfer>) -> Result<Response, ApiError> {
+async fn push(State(api): State<Api>, Given(asked): Given<Transfer>) -> Result<Response, ApiError> {
     let name: ImageRef = asked.image.parse()?;
     let request = PushRequest { name: name.clone(), owner: asked.owner, credentials: asked.credentials };
     let (lines, body) = mpsc::channel(IN_FLIGHT);
@@ -206,7 +206,7 @@ async fn load(
     Ok(Json(Loaded { images: loaded?.into_iter().flat_map(name).collect() }))
 }
 
-async fn login(State(api): State<Api>, Json(asked): Json<Login>) -> Answer<()> {
+async fn login(State(api): State<Api>, Given(asked): Given<Login>) -> Answer<()> {
     // Any name at that registry will do.
     let name: ImageRef = format!("{}/library/login", asked.registry).parse()?;
     Ok(Json(api.engine()?.registry().login(&name, &asked.credentials).await?))

@@ -15,7 +15,7 @@ use container_engine::{
 use serde::Deserialize;
 
 use super::{
-    Api, ApiError, Whose,
+    Api, ApiError, Given, Whose,
     wire::{Removed, VolumeInfo, VolumeSpec},
 };
 
@@ -71,7 +71,7 @@ async fn list(State(api): State<Api>, whose: Whose) -> Answer<Vec<VolumeInfo>> {
     Ok(Json(volumes.into_iter().map(|volume| info(&engine, volume)).collect()))
 }
 
-async fn create(State(api): State<Api>, whose: Whose, Json(spec): Json<VolumeSpec>) -> Answer<VolumeInfo> {
+async fn create(State(api): State<Api>, whose: Whose, Given(spec): Given<VolumeSpec>) -> Answer<VolumeInfo> {
     let engine = api.engine()?;
     let owner = whose.or_local();
     let anonymous = spec.name.is_none();

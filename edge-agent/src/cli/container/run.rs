@@ -52,14 +52,23 @@ impl Run {
         let keys = parse::detach_keys(&self.detach_keys).map_err(anyhow::Error::msg)?;
         let created = create(to, &self.create, config).await?;
         let id = created.id.as_str();
-        if self.detach {
-            start(to, id).await?;
-            out(id);
-            return Ok(ExitCode::SUCCESS);
-        }
-        let signals_to = self.sig_proxy.then(|| id.to_owned());
-        let wish = Wish { stdin, tty, detach_keys: keys, signals_to };
-        let ended = foreground(to, id, wish, true).await?;
+        let ended = if self.detach {
+            start(to, id).await.map(|()| out(id)).map(|()| Ended::Detached)
+        } else {
+            let signals_to = self.sig_proxy.then(|| id.to_owned());
+            let wish = Wish { stdin, tty, detach_keys: keys, signals_to };
+            foreground(to, id, wish, true).await
+        };
+        let ended = match ended {
+            // One that could not be started does not end either, so nobody else removes it.
+            Err(error) if self.create.rm && error.downcast_ref::<EngineError>().is_some_and(EngineError::is_refusal) => {
+                if let Err(problem) = to.engine.delete::<Value>(&to.container(id, "", &[("force", flag(true))])).await {
+                    tracing::debug!(%problem, "a container that could not be started stays");
+                }
+                return Err(error);
+            }
+            other => other?,
+        };
         if self.create.rm && ended != Ended::Detached {
             // Gone before this command ends: a script may use the name again. One that is gone already is what is wanted.
             let removed = to.container(id, "/wait", &[("for", Some("removed".to_owned()))]);
