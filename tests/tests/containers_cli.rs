@@ -91,7 +91,7 @@ fn exit_codes_and_output_of_run() -> Result<()> {
     let output = agent.command(&run_of(&["busybox", "sh", "-c", "echo out; echo err >&2"]))?;
     ensure!(text(&output.stdout) == "out\n" && text(&output.stderr) == "err\n", "{output:?}");
     fails(&agent, 3, &run_of(&["busybox", "sh", "-c", "exit 3"]))?;
-    fails(&agent, 137, &run_of(&["busybox", "sh", "-c", "kill -9 $$"]))?;
+    fails(&agent, 137, &run_of(&["busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]))?;
     let said = fails(&agent, 127, &run_of(&["busybox", "no-such-command"]))?;
     ensure!(said.contains("no-such-command"), "{said}");
     let said = fails(&agent, 126, &run_of(&["busybox", "/etc/passwd"]))?;
@@ -114,7 +114,7 @@ fn exit_codes_and_output_of_run() -> Result<()> {
 fn what_run_sets_up() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
-    let data = dir.path().join("data");
+    let data = dir.path().join("shared");
     fs::create_dir(&data)?;
     fs::write(data.join("file"), "from the host")?;
     fs::write(dir.path().join("env"), "# comment\nA=1\nB=two words\n")?;
