@@ -37,7 +37,14 @@ fn main() -> ExitCode {
     board::sys::allocator::give_back_at_once();
     // One provider for every part of the program that speaks TLS; a second install cannot happen here.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody is left to tell if this fails.
+            let _ = error.print();
+            return ExitCode::from(cli::usage_code(error.use_stderr(), &args));
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(24)

@@ -55,6 +55,11 @@ use self::{
 };
 use crate::owner::Owner;
 
+/// Whether the kernel answers questions about nf_tables, which masquerading and published ports stand on. Blocking.
+pub fn has_nf_tables() -> bool {
+    netlink::Netlink::netfilter().and_then(|mut socket| nft::has_table(&mut socket, "edge-agent")).is_ok()
+}
+
 /// All networks of this board; cheap to clone.
 #[derive(Clone)]
 pub struct Networks(Arc<Inner>);

@@ -152,6 +152,16 @@ impl Cli {
     }
 }
 
+/// What a command line that is not understood ends with; `container run` and `exec` have Docker's 125.
+pub fn usage_code(is_mistake: bool, args: &[std::ffi::OsString]) -> u8 {
+    let is_run = args.windows(2).any(|it| it[0] == "container" && (it[1] == "run" || it[1] == "exec"));
+    match (is_mistake, is_run) {
+        (false, _) => 0,
+        (true, true) => 125,
+        (true, false) => 2,
+    }
+}
+
 /// Prints a line on standard output; a reader that went away (`| head`) ends the program quietly.
 pub fn out(line: impl std::fmt::Display) {
     if writeln!(std::io::stdout(), "{line}").is_err() {

@@ -80,7 +80,7 @@ fn seccomp(actions: &str) -> Check {
 }
 
 fn nf_tables() -> Check {
-    let is_there = Path::new("/proc/sys/net/netfilter").exists() && has_module("nf_tables");
+    let is_there = container_engine::network::has_nf_tables();
     let found = if is_there { "nf_tables" } else { "no nf_tables: containers have no way out, and no ports" };
     check("nf_tables", is_there, found, "load the modules `nf_tables`, `nft_masq` and `nft_nat`, or use --network host")
 }
