@@ -24,11 +24,6 @@ use clap::Parser;
 static ALLOCATOR: board::sys::allocator::Allocator = board::sys::allocator::Allocator;
 
 fn main() -> ExitCode {
-    // Shims, runtimes and other processes of the engine: before anything of an agent is set up.
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
-    if let Some(code) = container_engine::verb::dispatch(&args) {
-        return code;
-    }
     // Shims, runtimes and the like, before anything that they would carry for nothing (or that starts a thread).
     let args: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
     if let Some(code) = container_engine::verb::dispatch(&args) {

@@ -61,7 +61,9 @@ impl Run {
         };
         let ended = match ended {
             // One that could not be started does not end either, so nobody else removes it.
-            Err(error) if self.create.rm && error.downcast_ref::<EngineError>().is_some_and(EngineError::is_refusal) => {
+            Err(error)
+                if self.create.rm && error.downcast_ref::<EngineError>().is_some_and(EngineError::is_refusal) =>
+            {
                 if let Err(problem) = to.engine.delete::<Value>(&to.container(id, "", &[("force", flag(true))])).await {
                     tracing::debug!(%problem, "a container that could not be started stays");
                 }
