@@ -108,11 +108,15 @@ fn provider() -> Arc<CryptoProvider> {
 
 /// A client configuration, TLS 1.2 and 1.3.
 pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
+    with_roots(files, roots(files.ca_file.as_deref())?)
+}
+
+fn with_roots(files: &ClientFiles, roots: RootCertStore) -> Result<Arc<ClientConfig>, TlsError> {
     let path = files.ca_file.clone().unwrap_or_default();
     let builder = ClientConfig::builder_with_details(provider(), Arc::new(NotBeforeWhatPassed))
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable(&path, error.to_string()))?
-        .with_root_certificates(roots(files.ca_file.as_deref())?);
+        .with_root_certificates(roots);
     let config = match (&files.cert_file, &files.key_file) {
         (Some(cert), Some(key)) => {
             let chain = certificates(cert)?;
@@ -128,12 +132,27 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// The same for somebody who trusts further CAs beside the usual ones: a registry with a CA of its own redirects to storage
+/// with a public one. `files.ca_file` is not looked at.
+pub fn client_trusting(more: &[PathBuf], files: &ClientFiles) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut all = roots(None)?;
+    for path in more {
+        add(&mut all, path)?;
+    }
+    with_roots(files, all)
+}
+
+fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| unusable(path, format!("holds no usable CA: {error}")))?;
+    }
+    Ok(())
+}
+
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca_file {
-        for certificate in certificates(path)? {
-            roots.add(certificate).map_err(|error| unusable(path, format!("holds no usable CA: {error}")))?;
-        }
+        add(&mut roots, path)?;
         return Ok(roots);
     }
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -45,7 +45,8 @@ impl Platform {
 
     /// This machine's.
     pub fn host() -> Self {
-        let variant = (std::env::consts::ARCH == "arm").then_some("v7");
+        let uname = rustix::system::uname();
+        let variant = (std::env::consts::ARCH == "arm").then(|| arm_variant(&uname.machine().to_string_lossy()));
         Self::new("linux", std::env::consts::ARCH, variant)
     }
 
@@ -75,6 +76,15 @@ impl Platform {
     pub fn choose<'a>(&self, images: impl IntoIterator<Item = &'a Self>) -> Option<usize> {
         let fits = images.into_iter().enumerate().filter_map(|(n, image)| Some((self.fit(image)?, n)));
         fits.min().map(|(_, n)| n)
+    }
+}
+
+/// Of a 32-bit program on this kernel's `machine`: a 64-bit kernel runs what `v7` cores run.
+fn arm_variant(machine: &str) -> &'static str {
+    match machine.get(..5) {
+        Some("armv5") => "v5",
+        Some("armv6") => "v6",
+        _ => "v7",
     }
 }
 
@@ -135,6 +145,11 @@ mod tests {
         check("linux/amd64", &["linux/amd64/v3", "linux/amd64/v2"], None);
         check("linux/amd64/v3", &["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"], Some(1));
         check("linux/amd64", &["windows/amd64", "unknown/unknown"], None);
+    }
+
+    #[test]
+    fn boards_with_old_cores_get_old_images() {
+        assert_eq!(["armv6l", "armv7l", "armv5tejl", "aarch64", ""].map(arm_variant), ["v6", "v7", "v5", "v7", "v7"]);
     }
 
     #[test]

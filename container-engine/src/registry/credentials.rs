@@ -175,12 +175,14 @@ impl DockerConfig {
 
     fn write(&self) -> Result<(), RegistryError> {
         let failed = |source| RegistryError::File { path: self.path.clone(), source };
-        if let Some(dir) = self.path.parent() {
+        // Where it is a link to another place, as dotfiles are, it stays one.
+        let path = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        if let Some(dir) = path.parent() {
             board::durable::create_dir_all(dir, 0o700).map_err(failed)?;
         }
         // Values that were read as JSON can be written as JSON.
         let text = serde_json::to_vec_pretty(&self.content).unwrap_or_default();
-        board::durable::write(&self.path, &text, 0o600).map_err(failed)
+        board::durable::write(&path, &text, 0o600).map_err(failed)
     }
 
     /// The helper of a registry: its own, or the one for all.
@@ -233,22 +235,27 @@ fn host_of(key: &str) -> &str {
 
 /// Runs `docker-credential-NAME VERB` with `input`; a failure is told in the helper's words, which hold no secret.
 fn run(name: &str, verb: &str, input: &[u8]) -> Result<Vec<u8>, String> {
-    let mut child = Command::new(format!("docker-credential-{name}"))
+    run_program(&format!("docker-credential-{name}"), verb, input, HELPER_PATIENCE)
+}
+
+fn run_program(program: &str, verb: &str, input: &[u8], patience: Duration) -> Result<Vec<u8>, String> {
+    let mut child = Command::new(program)
         .arg(verb)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("does not start ({error})"))?;
-    // Inputs are far smaller than a pipe, and dropping it ends them.
-    let written = child.stdin.take().map(|mut stdin| stdin.write_all(input));
+    // Inputs are far smaller than a pipe, and dropping it ends them. A helper that does not want any is told by its status.
+    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input));
     let output = child.stdout.take();
-    let reader = std::thread::spawn(move || {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
         let mut bytes = Vec::new();
         let read = output.map(|it| it.take(MAX_BYTES).read_to_end(&mut bytes));
-        (bytes, read.is_some_and(|it| it.is_ok()))
+        let _ = sender.send(read.is_some_and(|it| it.is_ok()).then_some(bytes)); // Nobody waits for a hung one.
     });
-    let deadline = Instant::now() + HELPER_PATIENCE;
+    let deadline = Instant::now() + patience;
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
@@ -256,17 +263,16 @@ fn run(name: &str, verb: &str, input: &[u8]) -> Result<Vec<u8>, String> {
             _ => {
                 let _ = child.kill(); // It is hung: nothing else can be done about it.
                 let _ = child.wait();
-                return Err(format!("took over {} s", HELPER_PATIENCE.as_secs()));
+                return Err(format!("took over {} s", patience.as_secs()));
             }
         }
     };
-    let (bytes, read) = reader.join().unwrap_or_default();
+    // What it started, such as a key agent, may hold its output open.
+    let rest = deadline.saturating_duration_since(Instant::now());
+    let bytes = receiver.recv_timeout(rest).ok().flatten().ok_or("does not close its output")?;
     if !status.success() {
         let words = String::from_utf8_lossy(&bytes);
         return Err(format!("failed: {}", words.trim().chars().take(200).collect::<String>()));
-    }
-    if !read || written.is_none_or(|it| it.is_err()) {
-        return Err("closed its pipes".to_owned());
     }
     Ok(bytes)
 }
@@ -292,6 +298,40 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
         assert!(!format!("{known:?}").contains("pa:ss"));
+    }
+
+    #[test]
+    fn what_else_is_in_the_file_stays_and_so_does_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real.json"), dir.path().join("config.json"));
+        std::fs::write(&real, r#"{"detachKeys":"ctrl-x","auths":{"old.x":{"auth":"YTpi"}},"n":1.5}"#).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        DockerConfig::load(&link).unwrap().store("new.x", &Credentials::basic("c", "d")).unwrap();
+        let text = std::fs::read_to_string(&real).unwrap();
+        let written: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((written["detachKeys"].as_str(), written["n"].as_f64()), (Some("ctrl-x"), Some(1.5)));
+        assert_eq!(written["auths"]["old.x"]["auth"], "YTpi");
+        assert_eq!(written["auths"]["new.x"]["auth"], "Yzpk");
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn helpers_are_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |script: &str, patience_ms| {
+            let path = dir.path().join("helper");
+            // By another process: a file that this one held open for writing could not be started while others fork.
+            let make = "printf '%s\\n' '#!/bin/sh' \"$2\" >\"$1\" && chmod 755 \"$1\"";
+            let made = Command::new("sh").args(["-c", make, "-"]).arg(&path).arg(script).status();
+            assert!(made.unwrap().success());
+            run_program(path.to_str().unwrap(), "get", b"reg.x", Duration::from_millis(patience_ms))
+        };
+        assert_eq!(run("read host; echo \"$1 $host\"", 9000).unwrap(), b"get reg.x\n");
+        assert_eq!(run("exit 0", 9000).unwrap(), b"", "it wants no input");
+        assert!(run("echo credentials not found; exit 1", 9000).unwrap_err().contains("credentials not found"));
+        assert!(run("exec sleep 60", 200).unwrap_err().contains("took over"));
+        assert!(run("sleep 3 & exit 0", 500).unwrap_err().contains("does not close"));
+        assert!(run("exec head -c 2000000 /dev/zero", 9000).map_or(0, |it| it.len()) <= 1 << 20);
     }
 
     #[test]

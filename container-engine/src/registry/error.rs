@@ -61,6 +61,12 @@ pub enum RegistryError {
         /// How.
         problem: String,
     },
+    /// Nothing comes from it.
+    #[error("{registry} does not answer: it hangs, or the network loses what it says; try again later")]
+    Silent {
+        /// Host.
+        registry: String,
+    },
     /// Its certificate is not trusted.
     #[error(
         "the certificate of {registry} is not trusted ({problem}): put its CA into /etc/docker/certs.d/{registry}/ca.crt, or name it in \
@@ -131,7 +137,7 @@ pub enum RegistryError {
 impl RegistryError {
     /// Whether the same call, unchanged, may succeed later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Network { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Network { .. } | Self::Silent { .. })
     }
 
     /// How long the registry asked to be left alone.
@@ -147,9 +153,11 @@ impl RegistryError {
         match self {
             Self::NotFound { .. } | Self::BlobNotFound { .. } => "not_found",
             Self::Unauthorized { .. } | Self::Denied { .. } => "denied",
-            Self::Unavailable { .. } | Self::Network { .. } | Self::Tls { .. } | Self::PlainHttp { .. } => {
-                "unavailable"
-            }
+            Self::Unavailable { .. }
+            | Self::Network { .. }
+            | Self::Silent { .. }
+            | Self::Tls { .. }
+            | Self::PlainHttp { .. } => "unavailable",
             Self::Unsupported { .. } | Self::Config { .. } => "invalid",
             Self::Protocol { .. } | Self::WrongDigest { .. } | Self::File { .. } => "internal",
         }

@@ -11,17 +11,20 @@
 
 mod client;
 mod credentials;
+mod endpoint;
 mod error;
 mod manifest;
 mod pull;
 mod push;
 mod token;
 
-pub use client::{Options, Registry};
+pub use client::Registry;
 pub use credentials::{Credentials, DockerConfig, Secret};
+pub use endpoint::Options;
 pub use error::RegistryError;
 pub use manifest::{
     Descriptor, Document, DocumentError, IMAGE_TYPES, INDEX_TYPES, ImageIndex, ImageManifest, MAX_MANIFEST,
 };
 pub use pull::{BlobStream, Manifest, Retry};
 pub use push::{Progress, Pushed};
+pub use token::{Challenge, read_challenges};

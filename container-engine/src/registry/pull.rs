@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use board::tasks::backoff;
 use bytes::Bytes;
-use reqwest::{Method, Response, StatusCode, header};
+use reqwest::{Response, StatusCode, header};
 
 use super::{
     Credentials, Descriptor, Document, DocumentError, IMAGE_TYPES, INDEX_TYPES, MAX_MANIFEST, Registry, RegistryError,
-    client::{Ask, Endpoint, broken},
+    client::Ask, endpoint::Endpoint,
 };
 use crate::{content::Digest, reference::ImageRef};
 
@@ -40,6 +40,8 @@ pub struct BlobStream {
     endpoint: Endpoint,
     registry: Registry,
     start: u64,
+    /// Bytes that are still to come.
+    left: u64,
 }
 
 impl std::fmt::Debug for BlobStream {
@@ -59,13 +61,23 @@ impl BlobStream {
         &self.endpoint.host
     }
 
-    /// More bytes, at the configured bandwidth; `None` at the end of the connection.
+    /// More bytes, at the configured bandwidth; `None` once all of the blob came, and never more than it has.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
-        let chunk = self.answer.chunk().await.map_err(|error| broken(&self.endpoint, &error))?;
-        if let Some(chunk) = &chunk {
-            tokio::time::sleep(self.registry.0.throttle.sent(chunk.len())).await;
-        }
-        Ok(chunk)
+        let registry = || self.endpoint.host.clone();
+        let Some(chunk) = self.registry.chunk(&self.endpoint, &mut self.answer).await? else {
+            let problem = || format!("the connection ended {} bytes early", self.left);
+            return match self.left {
+                0 => Ok(None),
+                _ => Err(RegistryError::Network { registry: registry(), problem: problem() }),
+            };
+        };
+        self.left = self.left.checked_sub(chunk.len() as u64).ok_or_else(|| RegistryError::Protocol {
+            registry: registry(),
+            what: "a blob".to_owned(),
+            problem: "it has more bytes than the manifest says".to_owned(),
+        })?;
+        tokio::time::sleep(self.registry.0.throttle.sent(chunk.len())).await;
+        Ok(Some(chunk))
     }
 }
 
@@ -103,11 +115,11 @@ impl Registry {
     /// Fetches what `image` names: from the mirrors in turn, then from the registry. Compared with the digest where it has one.
     pub async fn manifest(&self, image: &ImageRef, credentials: &Credentials) -> Result<Manifest, RegistryError> {
         let mut problem = None;
-        for endpoint in self.endpoints(image).await {
+        for endpoint in self.0.places.of(image).await {
             match self.manifest_from(&endpoint, image, credentials).await {
                 // What the registry itself says counts more than what a mirror says.
                 Err(error) if endpoint.mirror => {
-                    tracing::debug!(mirror = endpoint.host, %error, "a mirror did not give the image");
+                    self.0.places.disappointed(&endpoint, &error);
                     problem = Some(error);
                 }
                 other => return other,
@@ -134,7 +146,7 @@ impl Registry {
         let answer = self.send(endpoint, &ask, |client| client.get(&url).header(header::ACCEPT, &accept)).await?;
         let media_type = answer.headers().get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok());
         let media_type = media_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned();
-        let bytes = whole(endpoint, answer, &what).await?;
+        let bytes = self.whole(endpoint, answer, &what).await?;
         let got = Digest::of(&bytes);
         if let Some(want) = image.digest().filter(|want| *want != got) {
             return Err(RegistryError::WrongDigest { registry: endpoint.host.clone(), want, got });
@@ -164,9 +176,16 @@ impl Registry {
         credentials: &Credentials,
     ) -> Result<BlobStream, RegistryError> {
         let mut problem = None;
-        for endpoint in self.endpoints(image).await {
+        for endpoint in self.0.places.of(image).await {
+            // What a mirror gave once, and is wanted anew, was damaged: the registry itself is asked.
+            if endpoint.mirror && from == 0 && !self.0.places.may_begin(&endpoint, blob.digest) {
+                continue;
+            }
             match self.blob_from(&endpoint, image, blob, from, credentials).await {
-                Err(error) if endpoint.mirror => problem = Some(error),
+                Err(error) if endpoint.mirror => {
+                    self.0.places.disappointed(&endpoint, &error);
+                    problem = Some(error);
+                }
                 other => return other,
             }
         }
@@ -212,7 +231,8 @@ impl Registry {
         if total.is_some_and(|total| total != blob.size) {
             return Err(protocol(format!("it has {} bytes, the manifest says {}", total.unwrap_or(0), blob.size)));
         }
-        Ok(BlobStream { answer, endpoint: endpoint.clone(), registry: self.clone(), start })
+        let left = blob.size.saturating_sub(start);
+        Ok(BlobStream { answer, endpoint: endpoint.clone(), registry: self.clone(), start, left })
     }
 
     /// Fetches a small blob whole, such as a configuration; compared with its digest.
@@ -222,9 +242,11 @@ impl Registry {
         blob: &Descriptor,
         credentials: &Credentials,
     ) -> Result<Bytes, RegistryError> {
-        let mut retry = Retry::default();
+        let (mut retry, mut damaged) = (Retry::default(), false);
         loop {
             match self.small_blob_once(image, blob, credentials).await {
+                // Once more: on the way, or from another place, it may come whole.
+                Err(RegistryError::WrongDigest { .. }) if !damaged => damaged = true,
                 Err(error) => retry.wait(error).await?,
                 bytes => return bytes,
             }
@@ -243,13 +265,16 @@ impl Registry {
             let problem = format!("it has {} bytes, over the limit of {MAX_MANIFEST}", blob.size);
             return Err(RegistryError::Protocol { registry, what, problem });
         }
-        let stream = self.blob(image, blob, 0, credentials).await?;
-        let bytes = whole(&stream.endpoint, stream.answer, &what).await?;
+        let mut stream = self.blob(image, blob, 0, credentials).await?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await? {
+            bytes.extend_from_slice(&chunk);
+        }
         let got = Digest::of(&bytes);
         if got != blob.digest {
             return Err(RegistryError::WrongDigest { registry: stream.endpoint.host, want: blob.digest, got });
         }
-        Ok(bytes)
+        Ok(bytes.into())
     }
 
     /// Tags of a repository, up to a limit.
@@ -259,7 +284,7 @@ impl Registry {
             #[serde(default)]
             tags: Option<Vec<String>>,
         }
-        let endpoint = self.registry(image).await;
+        let endpoint = self.0.places.registry(image).await;
         let (scopes, what) = (pull_scope(image), format!("the tags of {}", image.name()));
         let ask = Ask::new(image, &what, &scopes, credentials);
         let mut tags: Vec<String> = Vec::new();
@@ -268,7 +293,7 @@ impl Registry {
             let url = format!("{}/v2/{}/tags/list?n={}{last}", endpoint.base, image.repository(), TAGS.0);
             let answer = self.send(&endpoint, &ask, |client| client.get(&url)).await?;
             let more = answer.headers().contains_key(header::LINK);
-            let bytes = whole(&endpoint, answer, &what).await?;
+            let bytes = self.whole(&endpoint, answer, &what).await?;
             let page: Page = serde_json::from_slice(&bytes).map_err(|error| RegistryError::Protocol {
                 registry: endpoint.host.clone(),
                 what: what.clone(),
@@ -286,25 +311,17 @@ impl Registry {
 
     /// Whether a registry accepts a login. `image` is any name at that registry.
     pub async fn login(&self, image: &ImageRef, credentials: &Credentials) -> Result<(), RegistryError> {
-        let endpoint = self.registry(image).await;
+        let endpoint = self.0.places.registry(image).await;
         let url = format!("{}/v2/", endpoint.base);
         let what = format!("the login at {}", endpoint.host);
         let ask = Ask::new(image, &what, &[], credentials);
-        self.send(&endpoint, &ask, |client| client.request(Method::GET, &url)).await.map(drop)
+        self.send(&endpoint, &ask, |client| client.get(&url)).await.map(drop).map_err(|error| match error {
+            RegistryError::NotFound { registry, .. } => {
+                RegistryError::Protocol { registry, what: what.clone(), problem: "it is no registry".to_owned() }
+            }
+            other => other,
+        })
     }
-}
-
-/// A whole body, within the limit of manifests.
-async fn whole(endpoint: &Endpoint, mut answer: Response, what: &str) -> Result<Bytes, RegistryError> {
-    let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| broken(endpoint, &error))? {
-        body.extend_from_slice(&chunk);
-        if body.len() as u64 > MAX_MANIFEST {
-            let problem = format!("it is over {MAX_MANIFEST} bytes");
-            return Err(RegistryError::Protocol { registry: endpoint.host.clone(), what: what.to_owned(), problem });
-        }
-    }
-    Ok(body.into())
 }
 
 /// First byte and total of `bytes 5-9/10`.

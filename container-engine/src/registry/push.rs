@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -12,7 +13,8 @@ use reqwest::{Body, Response, StatusCode, header};
 
 use super::{
     Credentials, Descriptor, Registry, RegistryError,
-    client::{Ask, Endpoint},
+    client::{Ask, Pulse},
+    endpoint::Endpoint,
     pull::Retry,
 };
 use crate::{content::Digest, reference::ImageRef};
@@ -21,6 +23,10 @@ use crate::{content::Digest, reference::ImageRef};
 const PIECE: usize = 128 << 10;
 /// Up to this size a blob goes in one request.
 const MONOLITHIC: u64 = 1 << 20;
+/// Without taking a piece of a body.
+const STALL: Duration = Duration::from_secs(60);
+/// For what a registry does once it has all of a blob: it hashes, and copies in its storage.
+const COMMIT: Duration = Duration::from_secs(300);
 
 /// How a blob got there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,10 +42,10 @@ pub enum Pushed {
 /// Told with the number of bytes that are at the registry.
 pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 
-fn scopes(image: &ImageRef, mount_from: &[String]) -> Vec<String> {
+fn scopes(image: &ImageRef, mount_from: Option<&str>) -> Vec<String> {
     let own = format!("repository:{}:pull,push", image.repository());
-    let others = mount_from.iter().map(|name| format!("repository:{name}:pull"));
-    [own].into_iter().chain(others).collect()
+    let other = mount_from.map(|name| format!("repository:{name}:pull"));
+    [own].into_iter().chain(other).collect()
 }
 
 impl Registry {
@@ -56,19 +62,25 @@ impl Registry {
         credentials: &Credentials,
         progress: Progress,
     ) -> Result<Pushed, RegistryError> {
-        let endpoint = self.registry(image).await;
+        let endpoint = self.0.places.registry(image).await;
         let what = format!("blob {} of {}", blob.digest, image.familiar());
-        let scopes = scopes(image, mount_from);
+        check_file(file, blob.size).await?;
+        let scopes = scopes(image, None);
         let upload = Upload { registry: self, endpoint, image, blob, file, what, scopes, credentials, progress };
         if upload.exists().await? {
             return Ok(Pushed::Existed);
         }
+        let mut place = None;
         for from in mount_from {
-            if let Begun::Mounted = upload.begin(Some(from)).await? {
-                return Ok(Pushed::Mounted);
+            match upload.mount(from).await {
+                Ok(Begun::Mounted) => return Ok(Pushed::Mounted),
+                Ok(Begun::Location(location)) => place = Some(location),
+                Err(error) if error.is_transient() => return Err(error),
+                // It is not there, or not for these credentials.
+                Err(error) => tracing::debug!(%error, from, "a blob could not be mounted and is sent"),
             }
         }
-        upload.run().await.map(|()| Pushed::Uploaded)
+        upload.run(place).await.map(|()| Pushed::Uploaded)
     }
 
     /// Puts a manifest or index under the image's tag or digest; returns the digest that the registry knows it by.
@@ -79,9 +91,9 @@ impl Registry {
         media_type: &str,
         credentials: &Credentials,
     ) -> Result<Digest, RegistryError> {
-        let endpoint = self.registry(image).await;
+        let endpoint = self.0.places.registry(image).await;
         let url = format!("{}/v2/{}/manifests/{}", endpoint.base, image.repository(), image.version());
-        let (what, scopes) = (format!("the manifest of {}", image.familiar()), scopes(image, &[]));
+        let (what, scopes) = (format!("the manifest of {}", image.familiar()), scopes(image, None));
         let ask = Ask::new(image, &what, &scopes, credentials);
         let answer = self.send(&endpoint, &ask, |client| {
             client.put(&url).header(header::CONTENT_TYPE, media_type).body(bytes.clone())
@@ -109,6 +121,23 @@ struct Upload<'a> {
     progress: Progress,
 }
 
+/// A file of another size would be found out only after all of it was sent.
+async fn check_file(file: &Path, size: u64) -> Result<(), RegistryError> {
+    let failed = |source| RegistryError::File { path: file.to_owned(), source };
+    let found = tokio::fs::metadata(file).await.map_err(failed)?.len();
+    let problem = || io::Error::new(io::ErrorKind::InvalidData, format!("it has {found} bytes, not {size}"));
+    if found == size { Ok(()) } else { Err(failed(problem())) }
+}
+
+/// How far an upload is.
+struct State {
+    /// Where it goes on; absent until it began.
+    place: Option<String>,
+    offset: u64,
+    /// In one request.
+    whole: bool,
+}
+
 enum Begun {
     Mounted,
     /// Where the bytes go.
@@ -134,19 +163,18 @@ impl Upload<'_> {
         }
     }
 
-    async fn begin(&self, mount_from: Option<&String>) -> Result<Begun, RegistryError> {
-        let mut url = format!("{}/v2/{}/blobs/uploads/", self.endpoint.base, self.image.repository());
-        if let Some(from) = mount_from {
-            url.push_str(&format!("?mount={}&from={from}", self.blob.digest));
-        }
-        let ask = self.ask();
+    /// Asks for a blob that another repository has. A registry that doesn't give it begins an upload instead.
+    async fn mount(&self, from: &str) -> Result<Begun, RegistryError> {
+        let scopes = scopes(self.image, Some(from));
+        let ask = Ask::new(self.image, &self.what, &scopes, self.credentials);
+        self.post(&ask, &format!("?mount={}&from={from}", self.blob.digest)).await
+    }
+
+    async fn post(&self, ask: &Ask<'_>, query: &str) -> Result<Begun, RegistryError> {
+        let url = format!("{}/v2/{}/blobs/uploads/{query}", self.endpoint.base, self.image.repository());
         let send =
-            self.registry.send(&self.endpoint, &ask, |client| client.post(&url).header(header::CONTENT_LENGTH, 0));
-        let answer = match send.await {
-            // The registry knows no such repository: the blob is uploaded instead.
-            Err(RegistryError::Protocol { .. }) if mount_from.is_some() => return Box::pin(self.begin(None)).await,
-            other => other?,
-        };
+            self.registry.send(&self.endpoint, ask, |client| client.post(&url).header(header::CONTENT_LENGTH, 0));
+        let answer = send.await?;
         if answer.status() == StatusCode::CREATED {
             return Ok(Begun::Mounted);
         }
@@ -159,88 +187,128 @@ impl Upload<'_> {
         let value = value.ok_or_else(|| self.protocol("it does not say where to upload to"))?;
         let base: url::Url = self.endpoint.base.parse().map_err(|_| self.protocol("its address is no URL"))?;
         let url = base.join(value).map_err(|_| self.protocol("it says no URL to upload to"))?;
-        if (url.host_str(), url.port_or_known_default()) != (base.host_str(), base.port_or_known_default()) {
-            return Err(self.protocol("it sends uploads, and with them the login, to another host"));
+        if base.scheme() == "https" && url.scheme() != "https" {
+            return Err(
+                self.protocol("it sends uploads where there is no TLS: its proxy should tell it that it has TLS")
+            );
         }
         Ok(url.into())
     }
 
     /// From the first byte to the registry's word that it has the blob.
-    async fn run(&self) -> Result<(), RegistryError> {
+    async fn run(&self, place: Option<String>) -> Result<(), RegistryError> {
         let mut retry = Retry::default();
-        let (mut location, mut offset) = (None, 0);
+        let mut state = State { place, offset: 0, whole: self.blob.size <= MONOLITHIC };
         loop {
-            let error = match self.go_on(&mut location, &mut offset).await {
+            let error = match self.go_on(&mut state).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            let before = offset;
-            retry.wait(error).await?;
-            if let Some(place) = &location {
-                match self.status(place).await {
-                    Ok((place, at)) => (location, offset) = (Some(place), at),
-                    // The registry forgot it: begun anew.
-                    Err(RegistryError::NotFound { .. }) => (location, offset) = (None, 0),
-                    Err(error) if error.is_transient() => {}
-                    Err(error) => return Err(error),
-                }
+            // Some registries take blobs in one request alone.
+            if matches!(error, RegistryError::Protocol { .. }) && !state.whole {
+                tracing::debug!(%error, "an upload in parts was refused; once more as a whole");
+                state = State { place: None, offset: 0, whole: true };
+                continue;
             }
-            if offset > before {
+            let before = state.offset;
+            retry.wait(error).await?;
+            if self.look(&mut state).await? {
+                return Ok(());
+            }
+            if state.offset > before {
                 retry.progress();
             }
         }
     }
 
-    async fn go_on(&self, location: &mut Option<String>, offset: &mut u64) -> Result<(), RegistryError> {
-        let place = match location {
+    /// After a cut: what the registry has of it; whether that is all.
+    async fn look(&self, state: &mut State) -> Result<bool, RegistryError> {
+        let Some(place) = &state.place else { return Ok(false) };
+        match self.status(place).await {
+            // A request that carries all cannot go on in the middle.
+            Ok((_, at)) if state.whole && at > 0 => (state.place, state.offset) = (None, 0),
+            Ok((place, at)) => (state.place, state.offset) = (Some(place), at),
+            // The registry forgot it, or had finished it and only its answer was lost.
+            Err(RegistryError::NotFound { .. }) => {
+                (state.place, state.offset) = (None, 0);
+                return self.exists().await;
+            }
+            Err(error) if error.is_transient() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(false)
+    }
+
+    async fn go_on(&self, state: &mut State) -> Result<(), RegistryError> {
+        let place = match &state.place {
             Some(place) => place.clone(),
-            None => match self.begin(None).await? {
+            None => match self.post(&self.ask(), "").await? {
                 Begun::Mounted => return Ok(()),
-                Begun::Location(place) => location.insert(place).clone(),
+                Begun::Location(place) => state.place.insert(place).clone(),
             },
         };
-        if self.blob.size <= MONOLITHIC {
-            return self.finish(&place, Some(0)).await;
+        if state.whole {
+            return self.finish(&place, true).await;
         }
-        if *offset < self.blob.size {
-            let last = self.blob.size - 1;
-            let range = format!("{offset}-{last}");
-            let from = *offset;
+        let from = state.offset;
+        if from < self.blob.size {
+            let range = format!("{from}-{}", self.blob.size - 1);
             let ask = self.ask().once();
-            let send = self.registry.send(&self.endpoint, &ask, |client| {
+            let answer = self.put(&place, &ask, |client| {
                 client
                     .patch(&place)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_RANGE, &range)
                     .header(header::CONTENT_LENGTH, self.blob.size - from)
-                    .body(self.body(from))
+                    .body(self.body(from, &ask.pulse))
             });
-            let answer = send.await?;
-            *location = Some(self.location(&answer)?);
-            *offset = self.blob.size;
+            state.place = Some(self.location(&answer.await?)?);
+            state.offset = self.blob.size;
         }
-        let place = location.clone().unwrap_or(place);
-        self.finish(&place, None).await
+        let place = state.place.clone().unwrap_or(place);
+        self.finish(&place, false).await
     }
 
-    /// Ends the upload, with the whole blob in the same request where it starts at 0.
-    async fn finish(&self, place: &str, body_from: Option<u64>) -> Result<(), RegistryError> {
+    /// Ends the upload; with the whole blob in the same request, or with nothing more.
+    async fn finish(&self, place: &str, whole: bool) -> Result<(), RegistryError> {
         let mark = if place.contains('?') { '&' } else { '?' };
         let url = format!("{place}{mark}digest={}", self.blob.digest);
-        let ask = self.ask().once();
-        let send = self.registry.send(&self.endpoint, &ask, |client| {
+        let ask = self.ask().once().patient(COMMIT);
+        let send = self.put(place, &ask, |client| {
             let request = client.put(&url).header(header::CONTENT_TYPE, "application/octet-stream");
-            match body_from {
-                Some(from) => request.header(header::CONTENT_LENGTH, self.blob.size - from).body(self.body(from)),
-                None => request.header(header::CONTENT_LENGTH, 0),
+            if whole {
+                request.header(header::CONTENT_LENGTH, self.blob.size).body(self.body(0, &ask.pulse))
+            } else {
+                request.header(header::CONTENT_LENGTH, 0)
             }
         });
         send.await.map(drop)
     }
 
+    /// Sends to where the registry wants it: with the login where that is the registry itself.
+    async fn put(
+        &self,
+        place: &str,
+        ask: &Ask<'_>,
+        build: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
+    ) -> Result<Response, RegistryError> {
+        let answer = self.registry.send(&self.there(place), ask, build).await?;
+        if answer.status().is_redirection() {
+            return Err(self.protocol("it redirects what is uploaded"));
+        }
+        Ok(answer)
+    }
+
+    /// The registry, or a storage that gets no credentials.
+    fn there(&self, place: &str) -> Endpoint {
+        let own = place.parse().is_ok_and(|url| self.endpoint.owns(&url));
+        let url: Option<url::Url> = if own { None } else { place.parse().ok() };
+        url.map_or_else(|| self.endpoint.clone(), |url| self.endpoint.storage(&url))
+    }
+
     /// Where an upload stands: the place to go on at, and the offset.
     async fn status(&self, place: &str) -> Result<(String, u64), RegistryError> {
-        let answer = self.registry.send(&self.endpoint, &self.ask(), |client| client.get(place)).await?;
+        let answer = self.registry.send(&self.there(place), &self.ask(), |client| client.get(place)).await?;
         let range = answer.headers().get(header::RANGE).and_then(|it| it.to_str().ok());
         let last: Option<u64> = range.and_then(|it| it.trim_start_matches("bytes=").split_once('-')?.1.parse().ok());
         // `0-0` is how registries say that they have nothing: one byte is as good as none.
@@ -250,12 +318,14 @@ impl Upload<'_> {
     }
 
     /// The file from an offset on, in pieces, at the configured bandwidth.
-    fn body(&self, from: u64) -> Body {
+    fn body(&self, from: u64, pulse: &Pulse) -> Body {
         let (path, progress, throttle) =
             (self.file.to_owned(), self.progress.clone(), self.registry.0.throttle.clone());
+        let pulse = pulse.clone();
+        pulse.allow(STALL);
         let begin = (None::<File>, from);
         let stream = futures_util::stream::try_unfold(begin, move |(file, at)| {
-            let (path, progress, throttle) = (path.clone(), progress.clone(), throttle.clone());
+            let (path, progress, throttle, pulse) = (path.clone(), progress.clone(), throttle.clone(), pulse.clone());
             async move {
                 let read = move || -> io::Result<(File, Vec<u8>)> {
                     let mut file = if let Some(file) = file {
@@ -272,9 +342,12 @@ impl Upload<'_> {
                 let (file, piece) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
                 progress(at);
                 if piece.is_empty() {
+                    pulse.allow(COMMIT);
                     return Ok::<_, io::Error>(None);
                 }
-                tokio::time::sleep(throttle.sent(piece.len())).await;
+                let wait = throttle.sent(piece.len());
+                pulse.allow(STALL + wait);
+                tokio::time::sleep(wait).await;
                 let at = at + piece.len() as u64;
                 Ok(Some((Bytes::from(piece), (Some(file), at))))
             }
