@@ -24,6 +24,7 @@ fn main() {
     values();
     networks();
     containers();
+    registries();
 }
 
 fn save(target: &str, name: &str, parts: &[&[u8]]) {
@@ -60,6 +61,24 @@ fn containers() {
     save("cri_log", "torn", &[lines, b"{\"log\":\"x\"}\n2026-11-"]);
     save("shim_frame", "request", &[&[9, 3, 0, 0, 0, 0, 0, 0, 20], br#"{"v":1,"op":"state"}"#]);
     save("shim_frame", "input", &[&[3, 0, 0, 0, 0, 0, 0, 0, 2], b"ab", &[4, 0, 0, 0, 0, 0, 0, 0]]);
+}
+
+fn registries() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let entry = |more: &str| format!(r#"{{"mediaType":"m","digest":"{digest}","size":3{more}}}"#);
+    let image = format!(r#"{{"schemaVersion":2,"config":{0},"layers":[{0}],"annotations":{{"a":"b"}}}}"#, entry(""));
+    save("manifest", "image", &[image.as_bytes()]);
+    let platform = r#","platform":{"os":"linux","architecture":"arm","variant":"v6"},"artifactType":"x""#;
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = format!(r#"{{"schemaVersion":2,"mediaType":"{kind}","manifests":[{}]}}"#, entry(platform));
+    save("manifest", "index", &[index.as_bytes()]);
+    save("manifest", "schema1", &[br#"{"schemaVersion":1,"fsLayers":[]}"#]);
+    save("manifest", "bearer", &[&[1], br#"Bearer realm="https://a.x/t",service="x",scope="repository:a:pull""#]);
+    save("manifest", "basic", &[&[1], br#"Basic realm="x", Bearer realm="https://a\"b""#]);
+    save("reference", "short", &[b"alpine"]);
+    save("reference", "whole", &[format!("localhost:5000/a__b/c-d.e:v1.0@{digest}").as_bytes()]);
+    save("reference", "ipv6", &[b"[::1]:5000/a"]);
+    save("reference", "platform", &[b"linux/arm/v7"]);
 }
 
 fn topics() {
