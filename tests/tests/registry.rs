@@ -8,6 +8,7 @@ use container_engine::{
     reference::ImageRef,
     registry::{
         Credentials, Descriptor, Document, ImageManifest, Options, Pushed, Registry as Client, RegistryError, Retry,
+        Secret,
     },
 };
 use tests::{
@@ -186,24 +187,63 @@ async fn registry_mirrors_come_first_and_are_not_needed() -> Result<()> {
 #[tokio::test]
 async fn registry_problems_say_what_to_do() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let certificates = Certificates::make(&dir.path().join("certificates"))?;
-    let server = Registry::start_with(dir.path(), Login::None, Some(&certificates))?;
-    let client = client(Options { certs_dir: Some(dir.path().join("none")), ..Options::default() })?;
+    let mut certificates = Certificates::make(&dir.path().join("certificates"))?;
+    // An address that leads here and is not loopback, which is trusted without a certificate.
+    certificates.server = certificates.issue_server("any", &["0.0.0.0"], false)?;
+    let tls = Registry::start_with(&dir.path().join("tls"), Login::Basic, Some(&certificates))?;
+    let plain = Registry::start(&dir.path().join("plain"))?;
+    let certs = dir.path().join("certs.d");
     let who = Credentials::Anonymous;
-    let told = async |name: String| -> Result<String> {
-        let image: ImageRef = name.parse()?;
-        Ok(client.manifest(&image, &who).await.err().context("no error")?.to_string())
+    let told = async |options: Options, credentials: &Credentials, address: &str| -> Result<RegistryError> {
+        let image: ImageRef = format!("{address}/none").parse()?;
+        let options = Options { certs_dir: Some(certs.clone()), ..options };
+        client(options)?.manifest(&image, credentials).await.err().context("no error")
     };
-    // Loopback is trusted; the same registry by another name is not.
-    let port = server.port();
-    let unknown = told(format!("localhost:{port}/none")).await?;
-    ensure!(unknown.contains("has no image"), "{unknown}");
-    let nowhere = told("127.0.0.1:1/none".to_owned()).await?;
-    ensure!(nowhere.contains("cannot reach 127.0.0.1:1"), "{nowhere}");
-    let name = fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
-    if std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), port)).is_ok() {
-        let other = told(format!("{name}:{port}/none")).await?;
-        ensure!(other.contains("certs.d") || other.contains("cannot reach"), "{other}");
-    }
+    let nowhere = told(Options::default(), &who, "127.0.0.1:1").await?;
+    ensure!(nowhere.to_string().contains("cannot reach 127.0.0.1:1") && nowhere.is_transient(), "{nowhere}");
+
+    let address = format!("0.0.0.0:{}", plain.port());
+    let mix_up = told(Options::default(), &who, &address).await?;
+    ensure!(matches!(mix_up, RegistryError::PlainHttp { .. }), "{mix_up}");
+    let insecure = || Options { insecure: [address.clone()].into(), ..Options::default() };
+    let found = told(insecure(), &who, &address).await?;
+    ensure!(matches!(found, RegistryError::NotFound { .. }), "{found}");
+
+    let address = format!("0.0.0.0:{}", tls.port());
+    let unknown = told(Options::default(), &ada(), &address).await?;
+    ensure!(matches!(unknown, RegistryError::Tls { .. }), "{unknown}");
+    ensure!(unknown.to_string().contains(&format!("certs.d/{address}/ca.crt")), "{unknown}");
+    let insecure = Options { insecure: ["0.0.0.0".to_owned()].into(), ..Options::default() };
+    let found = told(insecure, &ada(), &address).await?;
+    ensure!(matches!(found, RegistryError::NotFound { .. }), "{found}");
+    fs::create_dir_all(certs.join(&address))?;
+    fs::copy(&certificates.ca, certs.join(&address).join("ca.crt"))?;
+    let found = told(Options::default(), &ada(), &address).await?;
+    ensure!(matches!(found, RegistryError::NotFound { .. }), "with its CA: {found}");
+    fs::write(certs.join(&address).join("ca.crt"), "nonsense")?;
+    let broken = told(Options::default(), &ada(), &address).await?;
+    ensure!(broken.to_string().contains("no certificate"), "{broken}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn registry_tokens_come_for_an_identity_token_too() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Registry::start_with(dir.path(), Login::Token, None)?;
+    let image: ImageRef = format!("{}/made/here:one", server.address).parse()?;
+    let client = client(Options::default())?;
+    let (file, blob) = (dir.path().join("blob"), Descriptor::of("l", b"blob"));
+    fs::write(&file, "blob")?;
+    let push = async |token: &str| {
+        let who = Credentials::IdentityToken { token: Secret::new(token) };
+        client.push_blob(&image, &blob, &file, &[], &who, Arc::new(|_| ())).await
+    };
+    ensure!(push("identity").await? == Pushed::Uploaded);
+    let error = push("hush-hush").await.err().context("any identity token is taken")?;
+    ensure!(matches!(error, RegistryError::Denied { .. }), "{error}");
+    ensure!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
+    let (other, who) = (Descriptor::of("l", b"BLOB"), Credentials::Anonymous);
+    let anonymous = client.push_blob(&image, &other, &file, &[], &who, Arc::new(|_| ())).await;
+    ensure!(matches!(anonymous, Err(RegistryError::Unauthorized { .. })), "{anonymous:?}");
     Ok(())
 }

@@ -102,6 +102,7 @@ const GATE: &[&str] = &[
     "power_cut",
     "refusals",
     "registry",
+    "registry_scripted",
     "relay_mqtt",
     "relay_mqtt_problems",
     "relay_s3",

@@ -1,6 +1,7 @@
 //! Debian's `docker-registry` in all the ways that users have one, and a proxy in front of it that misbehaves.
 
 mod proxy;
+mod scripted;
 mod token;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 pub use proxy::{Fault, Proxy, Seen};
+pub use scripted::{Answer, Asked, Scripted};
 use token::TokenServer;
 
 use crate::{Certificates, free_port, wait_until};
