@@ -6,6 +6,7 @@ use std::{
     io::Write,
     path::Path,
     process::{Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -63,6 +64,12 @@ fn load(agent: &Agent, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// One engine at a time: two on one machine would share the table of the network's rules.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn started(dir: &Path) -> Result<Agent> {
     let mut agent = Agent::new(dir, "")?;
     agent.start()?;
@@ -86,6 +93,7 @@ fn remove_all(agent: &Agent) -> Result<()> {
 
 #[test]
 fn exit_codes_and_output_of_run() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
     let output = agent.command(&run_of(&["busybox", "sh", "-c", "echo out; echo err >&2"]))?;
@@ -112,6 +120,7 @@ fn exit_codes_and_output_of_run() -> Result<()> {
 
 #[test]
 fn what_run_sets_up() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
     let data = dir.path().join("shared");
@@ -167,6 +176,7 @@ fn what_run_sets_up() -> Result<()> {
 
 #[test]
 fn a_container_and_everything_that_is_asked_of_it() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
     let loop_of = "trap 'exit 9' TERM; echo begun; echo oops >&2; while :; do sleep 0.1; done";
@@ -316,6 +326,7 @@ fn copied(agent: &Agent, dir: &Path) -> Result<()> {
 
 #[test]
 fn ports_networks_and_volumes() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
     run(&agent, &["network", "create", "--subnet", "10.213.7.0/24", "--label", "a=b", "lab"])?;
@@ -355,6 +366,7 @@ fn ports_networks_and_volumes() -> Result<()> {
 
 #[test]
 fn at_a_terminal_with_its_size_and_the_keys_that_leave() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
     let args = ["container", "run", "--rm", "-it", "--network", "none", "busybox", "sh"];
@@ -401,6 +413,7 @@ fn at_a_terminal_with_its_size_and_the_keys_that_leave() -> Result<()> {
 
 #[test]
 fn signals_reach_the_container() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
     let script = "trap 'exit 33' TERM; echo ready; while :; do sleep 0.1; done";
@@ -420,6 +433,7 @@ fn signals_reach_the_container() -> Result<()> {
 
 #[test]
 fn with_no_agent_running() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let mut agent = Agent::new(dir.path(), "")?;
     load(&agent, dir.path())?;
@@ -446,6 +460,7 @@ fn with_no_agent_running() -> Result<()> {
 
 #[test]
 fn pull_push_and_login() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let registry = Registry::start_with(&dir.path().join("registry"), Login::Basic, None)?;
     let config = dir.path().join("docker");
@@ -498,6 +513,7 @@ fn pull_push_and_login() -> Result<()> {
 
 #[test]
 fn images_are_saved_and_loaded() -> Result<()> {
+    let _alone = alone();
     let dir = tempfile::tempdir()?;
     let agent = started(dir.path())?;
     let id = run(&agent, &["image", "inspect", "-f", "{{.Id}}", "busybox"])?;

@@ -18,6 +18,9 @@ use super::{
     relays,
 };
 
+/// Where a board has its data.
+pub(super) const USUAL_DATA_DIR: &str = "/var/lib/edge-agent";
+
 /// A key and what is wrong with its value.
 pub(super) type Wrong = (String, String);
 
@@ -84,7 +87,7 @@ impl Config {
         let relay_s3 = relays::s3(raw.relay.s3, &name)?;
         let spool = raw.uploads.spool.unwrap_or_else(|| data_dir.join("spool"));
         Ok(Self {
-            engine: engine::check(raw.engine)?,
+            engine: engine::check(raw.engine, &data_dir)?,
             board_metrics: board_metrics(raw.board_metrics, &data_dir)?,
             uploads: relays::uploads(relay_s3.as_ref(), raw.uploads.part_bytes.0, &spool)?,
             spool,
@@ -120,7 +123,7 @@ fn host_name() -> String {
 fn directories(data: Option<PathBuf>, run: Option<PathBuf>) -> (PathBuf, PathBuf) {
     let env = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let (data_default, run_default) = if is_root() {
-        (PathBuf::from("/var/lib/edge-agent"), PathBuf::from("/run/edge-agent"))
+        (PathBuf::from(USUAL_DATA_DIR), PathBuf::from("/run/edge-agent"))
     } else {
         let home = env("HOME").unwrap_or_else(|| PathBuf::from("."));
         let data = env("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state")).join("edge-agent");

@@ -14,7 +14,7 @@ use container_engine::{
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    checked::{Wrong, readable, wrong},
+    checked::{USUAL_DATA_DIR, Wrong, readable, wrong},
     raw,
 };
 
@@ -36,6 +36,10 @@ pub struct EngineConfig {
     pub water: Water,
     /// How registries are reached, mirrors included.
     pub registry: registry::Options,
+    /// Control group above `edge.slice`; empty: none.
+    pub cgroup_parent: String,
+    /// Device of the default network.
+    pub bridge: String,
     /// The default network.
     pub subnet: Ipv4Net,
     /// The same for IPv6.
@@ -54,6 +58,7 @@ impl EngineConfig {
     /// What the engine is opened with.
     pub fn options(&self, data_dir: &Path, run_dir: &Path) -> Options {
         let network = network::Options {
+            device: self.bridge.clone(),
             subnet: self.subnet,
             ipv6: self.ipv6,
             cni: self.cni.clone(),
@@ -61,6 +66,7 @@ impl EngineConfig {
         };
         Options {
             runtime: self.runtime.clone(),
+            cgroup_parent: self.cgroup_parent.clone(),
             network,
             registry: self.registry.clone(),
             quota: self.quota,
@@ -70,7 +76,33 @@ impl EngineConfig {
     }
 }
 
-pub(super) fn check(raw: raw::Engine) -> Result<EngineConfig, Wrong> {
+/// What is in a control group of ours and no container of ours is removed at start: engines on other data need another one.
+fn cgroup_parent(given: Option<String>, data_dir: &Path) -> Result<String, Wrong> {
+    let Some(text) = given else {
+        let is_usual = data_dir == Path::new(USUAL_DATA_DIR);
+        let digest = container_engine::content::Digest::of(data_dir.as_os_str().as_encoded_bytes());
+        return Ok(if is_usual { String::new() } else { format!("edge-{}", &digest.hex()[..12]) });
+    };
+    let is_part = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && part.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+    };
+    if text.is_empty() || text.split('/').all(is_part) {
+        return Ok(text);
+    }
+    wrong("engine.cgroup_parent", format!("{text:?} is no control group; write it like \"machine.slice/edge\""))
+}
+
+fn bridge(name: String) -> Result<String, Wrong> {
+    // Longest name of a device, `IFNAMSIZ`, with its final zero.
+    let fits = (1..16).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if fits {
+        Ok(name)
+    } else {
+        wrong("engine.bridge", format!("{name:?} is no name of a device; write it like \"edge0\""))
+    }
+}
+
+pub(super) fn check(raw: raw::Engine, data_dir: &Path) -> Result<EngineConfig, Wrong> {
     if raw.docker_socket {
         return wrong("engine.docker_socket", "Docker's API is not available yet: leave it out, or set it to false");
     }
@@ -102,6 +134,8 @@ pub(super) fn check(raw: raw::Engine) -> Result<EngineConfig, Wrong> {
     Ok(EngineConfig {
         enabled: raw.enabled,
         runtime: runtime(raw.runtime)?,
+        cgroup_parent: cgroup_parent(raw.cgroup_parent, data_dir)?,
+        bridge: bridge(raw.bridge)?,
         quota: raw.quota.map(|it| it.0),
         water: Water { high: raw.high_water, low: raw.low_water, ..Water::default() },
         registry: registry::Options {

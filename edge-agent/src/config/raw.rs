@@ -220,6 +220,10 @@ pub struct Engine {
     pub bandwidth: Option<Size>,
     /// Docker's API on `docker.sock`.
     pub docker_socket: bool,
+    /// Control group above `edge.slice`.
+    pub cgroup_parent: Option<String>,
+    /// Device of the default network.
+    pub bridge: String,
     /// Where addresses of the default network come from.
     pub subnet: String,
     /// IPv6 addresses of the default network; none where it is not set.
@@ -251,6 +255,8 @@ impl Default for Engine {
             certs_dir: "/etc/docker/certs.d".into(),
             bandwidth: None,
             docker_socket: false,
+            cgroup_parent: None,
+            bridge: container_engine::network::Options::default().device,
             subnet: "10.88.0.0/16".into(),
             ipv6_subnet: None,
             log_max_size: Size(log.max_bytes),

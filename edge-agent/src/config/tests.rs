@@ -122,6 +122,8 @@ fn the_engine() {
         ("runtme = \"runc\"", &["config.toml:2", "engine.runtme", "did you mean `runtime`"][..]),
         ("runtime = \"podman\"", &["engine.runtime", "embedded"]),
         ("runtime = \"/nonexistent/runc\"", &["engine.runtime", "/nonexistent/runc"]),
+        ("cgroup_parent = \"a/../b\"", &["engine.cgroup_parent"]),
+        ("bridge = \"a-name-that-is-too-long\"", &["engine.bridge", "edge0"]),
         ("docker_socket = true", &["engine.docker_socket", "not available yet"]),
         ("high_water = 70\nlow_water = 80", &["engine.low_water", "below"]),
         ("quota = \"1MiB\"", &["engine.quota", "64MiB"]),
