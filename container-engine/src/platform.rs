@@ -101,7 +101,7 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let plain = |it: &str| {
             !it.is_empty()
-                && it.len() <= 32
+                && it.strip_prefix('v').unwrap_or(it).len() < 32 // A variant may get its `v` only afterwards.
                 && it.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.' || b == b'-')
         };
         let parts: Vec<_> = text.split('/').collect();

@@ -68,11 +68,16 @@ impl ImageRef {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// As people write it: without `docker.io/` and `library/`.
+    /// As people write it: without `docker.io/` and `library/`, where that leaves a name of the same image.
     pub fn familiar(&self) -> String {
         let name = self.to_string();
-        let short = name.strip_prefix("docker.io/").unwrap_or(&name);
-        short.strip_prefix("library/").unwrap_or(short).to_owned()
+        let Some(short) = name.strip_prefix("docker.io/") else { return name };
+        match self.repository.split_once('/') {
+            Some(("library", rest)) if !rest.contains('/') => short["library/".len()..].to_owned(),
+            // Without a registry these would be taken for one.
+            Some((first, _)) if first.contains('.') || first == "localhost" => name,
+            _ => short.to_owned(),
+        }
     }
 
     /// The same image by digest instead.
@@ -235,6 +240,9 @@ mod tests {
         check("user/app", Some("docker.io/user/app:latest"), "user/app:latest");
         check("docker.io/alpine", Some("docker.io/library/alpine:latest"), "alpine:latest");
         check("index.docker.io/user/a", Some("docker.io/user/a:latest"), "user/a:latest");
+        check("library/a/b", Some("docker.io/library/a/b:latest"), "library/a/b:latest");
+        check("docker.io/x.y/a", Some("docker.io/x.y/a:latest"), "docker.io/x.y/a:latest");
+        check("docker.io/localhost/a", Some("docker.io/localhost/a:latest"), "docker.io/localhost/a:latest");
         check("localhost/a", Some("localhost/a:latest"), "localhost/a:latest");
         check("localhost:5000/a:b", Some("localhost:5000/a:b"), "localhost:5000/a:b");
         check("127.0.0.1:5000/a/b/c", Some("127.0.0.1:5000/a/b/c:latest"), "127.0.0.1:5000/a/b/c:latest");
