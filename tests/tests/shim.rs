@@ -36,7 +36,7 @@ impl Container {
         let bundle = Bundle::new(&dir.path().join("bundle"), args, change)?;
         let run = dir.path().join("run");
         fs::create_dir_all(&run)?;
-        let runtime = std::env::var("EDGE_AGENT_RUNTIME").unwrap_or_else(|_| "runc".into());
+        let runtime = std::env::var("EDGE_AGENT_RUNTIME").unwrap_or_else(|_| "embedded".into());
         let spec = ShimSpec {
             id: format!("shim-{}", bundle.cgroup.trim_start_matches('/').replace('/', "-")),
             runtime: RuntimeSpec {
