@@ -583,7 +583,6 @@ async fn everything_is_found_again() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_at_once() -> Result<()> {
     let bench = Bench::new().await?;
-    let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..50 {
         let containers = bench.engine.containers().clone();
@@ -596,7 +595,6 @@ async fn fifty_at_once() -> Result<()> {
         });
     }
     let ids: Vec<_> = tasks.join_all().await.into_iter().collect::<Result<_>>()?;
-    println!("50 containers after {:?}", begun.elapsed());
     ensure!(bench.engine.containers().count() == (50, 50));
     for id in &ids {
         bench.engine.containers().kill(id, "KILL").await?;
@@ -623,9 +621,9 @@ async fn names_lists_and_pruning() -> Result<()> {
     containers.start(&two).await?;
     ensure!(containers.resolve(Some(&job), "one").is_err() && containers.resolve(None, "one")? == one);
     let list = |filter: ListFilter| containers.list(&filter).into_iter().map(|it| it.id).collect::<Vec<_>>();
-    ensure!(list(ListFilter { owner: Some(job.clone()), ..ListFilter::default() }) == [two.clone()]);
-    ensure!(list(ListFilter { labels: vec!["a=1".into()], ..ListFilter::default() }) == [two.clone()]);
-    ensure!(list(ListFilter { statuses: vec![Status::Created], ..ListFilter::default() }) == [one.clone()]);
+    ensure!(list(ListFilter { owner: Some(job.clone()), ..ListFilter::default() }) == vec![two.clone()]);
+    ensure!(list(ListFilter { labels: vec!["a=1".into()], ..ListFilter::default() }) == vec![two.clone()]);
+    ensure!(list(ListFilter { statuses: vec![Status::Created], ..ListFilter::default() }) == vec![one.clone()]);
     containers.rename(&one, "uno").await?;
     ensure!(containers.resolve(None, "uno")? == one && containers.resolve(None, "one").is_err());
     ensure!(containers.rename(&one, "-bad").await.is_err());

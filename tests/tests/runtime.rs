@@ -8,6 +8,9 @@
 //!
 //! Needs root, control groups, and Debian's busybox-static and runc; crun is passed over where it does not run.
 
+// Setting up a bundle is part of each test.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},

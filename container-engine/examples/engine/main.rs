@@ -19,6 +19,7 @@ use container_engine::{
     event::{Filter, Next},
     image::LoadRequest,
     shim::{Attach, Output, Session},
+    snapshot::CommitOptions,
 };
 use store::state::State;
 
@@ -116,7 +117,7 @@ async fn commit(engine: &Engine, image: &str, file: &str) -> Done {
     let (_, session) = containers.exec(&id, touch).await?;
     print(session).await?;
     let mut blob = tokio::fs::File::create(file).await?;
-    let commit = engine.snapshots().commit(id.as_str(), Default::default(), &mut blob).await?;
+    let commit = engine.snapshots().commit(id.as_str(), CommitOptions::default(), &mut blob).await?;
     println!("{} {} bytes {}", commit.digest, commit.size, commit.media_type);
     containers.remove(&id, RemoveOptions { force: true, volumes: true }).await?;
     Ok(0)

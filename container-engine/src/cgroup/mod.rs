@@ -211,7 +211,7 @@ impl Cgroups {
             let written = write(&target, &file.value);
             // Memory and swap bound each other: which of the two goes first depends on what is set now.
             if written.is_err() && file.controller == "memory" && self.mode != Mode::V2 {
-                self.memory_v1(&dir, limits)?;
+                Self::memory_v1(&dir, limits)?;
                 continue;
             }
             written?;
@@ -220,7 +220,7 @@ impl Cgroups {
     }
 
     /// Raises `memsw` first where the plain limit would pass it.
-    fn memory_v1(&self, dir: &Path, limits: &Resources) -> Result<(), CgroupError> {
+    fn memory_v1(dir: &Path, limits: &Resources) -> Result<(), CgroupError> {
         let files = limits::v1(limits);
         let memory = files.iter().filter(|file| file.name.ends_with("limit_in_bytes") && !file.name.contains("soft"));
         for file in memory.rev().filter(|file| dir.join(&file.name).exists()) {

@@ -174,13 +174,13 @@ pub(super) fn read_v2(dir: &Path) -> Usage {
 pub(super) fn read_v1(dir: &dyn Fn(&str) -> Option<PathBuf>) -> Usage {
     let path = |controller: &str, name: &str| dir(controller).unwrap_or_default().join(name);
     let read = |controller: &str, name: &str| text(path(controller, name));
-    let mut usage = Usage::default();
-    usage.cpu = cpu_v1(
+    let cpu = cpu_v1(
         &read("cpuacct", "cpuacct.usage"),
         &read("cpuacct", "cpuacct.usage_user"),
         &read("cpuacct", "cpuacct.usage_sys"),
         &read("cpu", "cpu.stat"),
     );
+    let mut usage = Usage { cpu, ..Usage::default() };
     let now = number(path("memory", "memory.usage_in_bytes")).unwrap_or(0);
     usage.memory = memory_v1(now, &read("memory", "memory.stat"), &read("memory", "memory.oom_control"));
     usage.memory.peak = number(path("memory", "memory.max_usage_in_bytes"));

@@ -1,6 +1,6 @@
 //! Creating: a durable record, a writable part, volumes. No process and no network yet.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use super::{
     ContainerId, ContainerSpec, Containers, CreateError, Created, ImageOf, MountKind, MountPoint, MountSource,
@@ -191,9 +191,9 @@ fn mount_points(spec: &ContainerSpec, facts: &ImageFacts) -> Vec<MountPoint> {
     let asked = spec.mounts.iter().map(|mount| {
         let (kind, name, source) = match &mount.source {
             MountSource::Bind { source, .. } => (MountKind::Bind, None, source.clone()),
-            MountSource::Volume { name } if name.is_empty() => (MountKind::Volume, random_name(), Default::default()),
-            MountSource::Volume { name } => (MountKind::Volume, Some(name.clone()), Default::default()),
-            MountSource::Tmpfs { .. } => (MountKind::Tmpfs, None, Default::default()),
+            MountSource::Volume { name } if name.is_empty() => (MountKind::Volume, random_name(), PathBuf::new()),
+            MountSource::Volume { name } => (MountKind::Volume, Some(name.clone()), PathBuf::new()),
+            MountSource::Tmpfs { .. } => (MountKind::Tmpfs, None, PathBuf::new()),
         };
         let anonymous = matches!(&mount.source, MountSource::Volume { name } if name.is_empty());
         MountPoint {
@@ -214,7 +214,7 @@ fn mount_points(spec: &ContainerSpec, facts: &ImageFacts) -> Vec<MountPoint> {
             mounts.push(MountPoint {
                 kind: MountKind::Volume,
                 name: random_name(),
-                source: Default::default(),
+                source: PathBuf::new(),
                 target: target.clone(),
                 read_only: false,
                 propagation: Propagation::default(),

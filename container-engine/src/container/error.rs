@@ -422,10 +422,9 @@ impl ContainerError {
     /// Whether the same call, unchanged, may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Immortal(_) | Self::TooManyExecs(_) => true,
+            Self::Immortal(_) | Self::TooManyExecs(_) | Self::Shim(ShimError::Silent { .. }) => true,
             Self::Root(error) => error.transient,
             Self::Network(error) => error.is_transient(),
-            Self::Shim(ShimError::Silent { .. }) => true,
             _ => false,
         }
     }

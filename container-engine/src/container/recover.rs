@@ -197,12 +197,11 @@ impl Containers {
                     Err(_) => Found::Ended(Box::new(lost())),
                 }
             }
-            Ok(Ok(Recovered::Nothing)) => Found::Nothing,
+            Ok(Ok(Recovered::Nothing)) | Err(_) => Found::Nothing,
             Ok(Err(error)) => {
                 tracing::warn!(%error, container = %entry.id, "what a shim left cannot be read");
                 Found::Nothing
             }
-            Err(_) => Found::Nothing,
         }
     }
 

@@ -304,24 +304,21 @@ pub(super) fn broken(endpoint: &Endpoint, error: &reqwest::Error) -> RegistryErr
 
 /// URLs may hold a signature, or a token.
 fn without_url(text: &str) -> String {
-    match text.find(" for url (") {
-        Some(at) => text[at..].find("): ").map_or_else(|| text[..at].to_owned(), |end| text[at + end + 3..].to_owned()),
-        None => text.to_owned(),
-    }
+    let Some(at) = text.find(" for url (") else { return text.to_owned() };
+    text[at..].find("): ").map_or_else(|| text[..at].to_owned(), |end| text[at + end + 3..].to_owned())
 }
 
 /// `Retry-After`: seconds, or a date, which is compared with the answer's own: clocks need not agree.
 pub(super) fn retry_after(headers: &header::HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|it: &header::HeaderValue| it.to_str().ok()).map(str::trim);
     let value = text(header::RETRY_AFTER)?;
-    let wait = match value.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = |text: &str| jiff::fmt::rfc2822::parse(text).ok().map(|it| it.timestamp().as_second());
-            let now = text(header::DATE).and_then(date);
-            let seconds = date(value)?.saturating_sub(now.unwrap_or_else(|| jiff::Timestamp::now().as_second()));
-            Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-        }
+    let wait = if let Ok(seconds) = value.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = |text: &str| jiff::fmt::rfc2822::parse(text).ok().map(|it| it.timestamp().as_second());
+        let now = text(header::DATE).and_then(date);
+        let seconds = date(value)?.saturating_sub(now.unwrap_or_else(|| jiff::Timestamp::now().as_second()));
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
     };
     Some(wait.min(MAX_RETRY_AFTER))
 }

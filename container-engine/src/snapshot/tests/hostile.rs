@@ -14,7 +14,6 @@ fn kind(result: Result<impl Sized, UnpackError>) -> Option<FaultKind> {
 /// `None`: it unpacks, and stays inside.
 #[allow(clippy::too_many_lines)] // A table.
 #[tokio::test(flavor = "multi_thread")]
-#[allow(clippy::too_many_lines)] // A table.
 async fn nothing_leaves_the_tree() {
     let place = Place::new();
     let outside = place.dir.path().join("outside");
