@@ -104,7 +104,7 @@ pub enum StartError {
         status: Status,
     },
     /// No program of that name (exit code 127).
-    #[error("container {id}: {message}")]
+    #[error("{message}")]
     CommandNotFound {
         /// Which.
         id: ContainerId,
@@ -112,7 +112,7 @@ pub enum StartError {
         message: String,
     },
     /// The program may not be executed (exit code 126).
-    #[error("container {id}: {message}")]
+    #[error("{message}")]
     CommandNotExecutable {
         /// Which.
         id: ContainerId,

@@ -22,7 +22,7 @@ pub use format::human::now_ns;
 
 use crate::config::{Loaded, Sources, raw::LogFormat};
 
-/// Carries sensor data from a board to a core: a reading once acknowledged is never lost.
+/// Carries sensor data from a board to a core, never losing what it acknowledged; runs containers.
 #[derive(Debug, Parser)]
 #[command(name = "edge-agent", version, disable_version_flag = true, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
