@@ -34,7 +34,8 @@ impl Bundle {
                 std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet))?;
             }
         }
-        let cgroup = format!("/edge-test-{}/{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // Two levels, so that limits have to be handed down; the upper one is whose it is alone.
+        let cgroup = format!("/edge-test-{}-{}/box", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let caps = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_DAC_OVERRIDE"];
         let mut config = json!({
             "ociVersion": "1.0.2",

@@ -70,13 +70,7 @@ impl Lan {
         let far = format!("--net={}", neighbour.display());
         sh("ip link set lo up")?;
         sh("ip link add eth0 type veth peer name far")?;
-        // `ip link set netns` takes a process or a name in /run/netns; a process it is.
-        let mut sleeper = Command::new("nsenter").arg(&far).args(["sleep", "60"]).spawn()?;
-        std::thread::sleep(Duration::from_millis(100));
-        let moved = sh(&format!("ip link set far netns {}", sleeper.id()));
-        sleeper.kill()?;
-        sleeper.wait()?;
-        moved?;
+        sh(&format!("ip link set far netns {}", neighbour.display()))?;
         sh(&format!("ip addr add {BOARD}/24 dev eth0 && ip link set eth0 up && ip route add default via {NEIGHBOUR}"))?;
         sh(&format!(
             "nsenter {far} sh -c 'ip link set lo up; ip addr add {NEIGHBOUR}/24 dev far; ip link set far up'"

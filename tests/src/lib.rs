@@ -28,6 +28,7 @@ pub use wall_clock::WallClock;
 
 use std::{
     net::TcpListener,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -48,6 +49,17 @@ pub fn free_port() -> Result<u16> {
         }
     }
     bail!("no port is free")
+}
+
+/// Folders of a control group: one on version 2, on version 1 one of each hierarchy that has it.
+pub fn cgroup_dirs(path: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let path = path.trim_start_matches('/');
+    if root.join("cgroup.controllers").exists() {
+        return vec![root.join(path)].into_iter().filter(|dir| dir.exists()).collect();
+    }
+    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten();
+    hierarchies.map(|entry| entry.path().join(path)).filter(|dir| dir.exists()).collect()
 }
 
 /// Waits until `done` holds; names `what` when it does not come to be within `patience`.

@@ -41,7 +41,10 @@ enum Command {
     },
     /// The engine's tests in a qemu guest with control groups v2 alone
     Guest {
-        /// Only this test program
+        /// Everything, not only what the gate runs
+        #[arg(long, conflicts_with = "only")]
+        long: bool,
+        /// Only the parts whose name begins so, such as `shim` or `shim-runc`, and those whole
         only: Option<String>,
     },
     /// Static binaries in `target/dist`
@@ -80,7 +83,8 @@ fn main() -> Result<()> {
         Command::Demo => steps::cargo(&["run", "--package", "edge-agent", "--", "demo"], &[]),
         Command::Test { only, rounds } => steps::test(only.as_deref(), rounds),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
-        Command::Guest { only } => guest::run(only.as_deref()),
+        Command::Guest { long: true, .. } => guest::run_long(),
+        Command::Guest { only, .. } => guest::run(only.as_deref()),
         Command::Dist { target } => dist::run(&target),
         Command::Bench(Bench::Telemetry { arguments }) => bench::run(&bench::TELEMETRY, &arguments),
         Command::Bench(Bench::Engine { arguments }) => bench::run(&bench::ENGINE, &arguments),

@@ -200,14 +200,14 @@ impl Containers {
     pub async fn update(&self, id: &ContainerId, limits: Resources) -> Result<(), ContainerError> {
         let entry = self.entry(id)?;
         let merged = entry.with(|record| merge(&record.spec.resources, &limits));
-        let changed = limits.clone();
-        let numbers = tokio::task::spawn_blocking(move || devices::blkio(&changed)).await.ok().and_then(Result::ok);
+        // Device nodes are in memory: looking at them does not block.
+        let numbers = devices::blkio(&limits).map_err(|path| oci::no_block_device(&path))?;
         oci::resources(&merged, true, &[])?;
         if entry.status().is_alive() {
             let swap = self.0.parts.cgroups.limits_swap();
             // Memory and swap bound each other, so both are told whenever one changes.
             let told = Resources { memory: merged.memory, memory_swap: merged.memory_swap, ..limits.clone() };
-            let mut value = oci::resources(&told, swap, &numbers.unwrap_or_default())?;
+            let mut value = oci::resources(&told, swap, &numbers)?;
             if limits.memory.is_none() && limits.memory_swap.is_none() && limits.memory_reservation.is_none() {
                 value.as_object_mut().map(|value| value.remove("memory"));
             }

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::unix::fs::{FileTypeExt, MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::{
@@ -81,11 +81,11 @@ fn below(dir: &Path, target: &str, access: &str, depth: u32, nodes: &mut Vec<Nod
     }
 }
 
-/// The numbers of the block devices that have limits: (place in the list, major, minor).
-pub(super) fn blkio(limits: &Resources) -> Result<Vec<(usize, u32, u32)>, StartError> {
+/// The numbers of the block devices that have limits: (place in the list, major, minor); or a path that is none.
+pub(super) fn blkio(limits: &Resources) -> Result<Vec<(usize, u32, u32)>, PathBuf> {
     let one = |(place, limit): (usize, &super::BlkioLimit)| {
         let node = node(&limit.device, "", "").filter(|node| node.kind == 'b');
-        node.map(|node| (place, node.major, node.minor)).ok_or_else(|| StartError::NoDevice(limit.device.clone()))
+        node.map(|node| (place, node.major, node.minor)).ok_or_else(|| limit.device.clone())
     };
     limits.blkio.iter().enumerate().map(one).collect()
 }
@@ -109,8 +109,6 @@ pub(super) fn share_shm(pid: u32, target: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
     use crate::container::{Device, Security};
 
@@ -144,7 +142,7 @@ mod tests {
             blkio: vec![super::super::BlkioLimit { device: device.into(), ..Default::default() }],
             ..Resources::default()
         };
-        assert!(matches!(blkio(&limits("/dev/null")), Err(StartError::NoDevice(_))));
+        assert_eq!(blkio(&limits("/dev/null")), Err(PathBuf::from("/dev/null")));
         assert_eq!(blkio(&Resources::default()).unwrap(), []);
     }
 }

@@ -197,7 +197,7 @@ impl Containers {
             let user = user::lookup(&rootfs, name, &spec.groups)?;
             sources(&asked)?;
             let devices = devices::of(spec)?;
-            let blkio = devices::blkio(&spec.resources)?;
+            let blkio = devices::blkio(&spec.resources).map_err(StartError::NoDevice)?;
             Ok(Prepared { user, mounts, devices, blkio, record: asked })
         })
         .await
@@ -312,7 +312,7 @@ impl Containers {
         let (cgroups, made, shims) = (self.0.parts.cgroups.clone(), path.clone(), self.shim_cgroup());
         let work = move || {
             cgroups.create(&made, &super::Resources::default())?;
-            cgroups.create(&shims, &super::Resources::default())
+            cgroups.create_leaf(&shims)
         };
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|error| StartError::Setup { id: entry.id.clone(), message: error.to_string() })??;

@@ -7,7 +7,7 @@ mod linux;
 mod mounts;
 mod resources;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -45,6 +45,11 @@ impl ConfigError {
     pub(super) fn invalid(field: &'static str, value: impl Into<String>, problem: &'static str) -> Self {
         Self::Invalid { field, value: value.into(), problem }
     }
+}
+
+/// A limit of a device that is none.
+pub(super) fn no_block_device(path: &Path) -> ConfigError {
+    ConfigError::invalid("resources.blkio", path.display().to_string(), "is no block device of this board")
 }
 
 /// A device node of the host.

@@ -143,7 +143,7 @@ fn privileges() {
     assert_eq!(config["linux"]["maskedPaths"], json!([]));
     assert_eq!(config["linux"]["resources"]["devices"], json!([{ "allow": true, "access": "rwm" }]));
     assert!(options(&config, "/sys").contains(&"rw".to_owned()));
-    assert!(!namespaces(&config).contains(&"cgroup".to_owned()));
+    assert!(namespaces(&config).contains(&"cgroup".to_owned()));
 }
 
 #[test]

@@ -2,12 +2,14 @@
 //! program that does the same on version 2.
 //!
 //! A container starts with no device at all. Rules are taken in order; what every container may use (`/dev/null` and
-//! its like, terminals, making device nodes) comes last, so that no rule takes it away.
+//! its like, terminals, making device nodes) comes last, so that no rule takes it away. A rule that takes a part back of
+//! what a wider one gave is refused: version 1 would pass over it, and the container keep what it was denied.
 
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
+use super::CgroupError;
 use crate::sys::bpf::Instruction;
 
 /// Which devices, as rules name them: `None` is any.
@@ -48,7 +50,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    pub fn new(rules: &[LinuxDeviceCgroup]) -> Self {
+    pub fn new(rules: &[LinuxDeviceCgroup]) -> Result<Self, CgroupError> {
         let mut list = Self { allow: false, exceptions: BTreeMap::new() };
         for rule in rules {
             let access = rights(rule.access().as_deref().unwrap_or("rwm"));
@@ -63,12 +65,34 @@ impl Rules {
                     continue;
                 }
             };
-            list.apply(rule.allow(), Device { kind, major: number(rule.major()), minor: number(rule.minor()) }, access);
+            let device = Device { kind, major: number(rule.major()), minor: number(rule.minor()) };
+            if rule.allow() == list.allow {
+                list.check_no_hole(device, access)?;
+            }
+            list.apply(rule.allow(), device, access);
         }
         for (kind, major, minor, access) in ALWAYS {
             list.apply(true, Device { kind, major, minor }, access);
         }
-        list
+        Ok(list)
+    }
+
+    /// Exceptions have no exceptions.
+    fn check_no_hole(&self, device: Device, access: u32) -> Result<(), CgroupError> {
+        let wider = |other: &Device| {
+            *other != device
+                && other.kind == device.kind
+                && other.major.is_none_or(|major| device.major == Some(major))
+                && other.minor.is_none_or(|minor| device.minor == Some(minor))
+        };
+        match self.exceptions.iter().find(|(other, rights)| wider(other) && *rights & access != 0) {
+            Some((other, rights)) => Err(CgroupError::Value(format!(
+                "the device rule {:?} takes back a part of what {:?} says: it has to be written without that rule",
+                line(&device, access),
+                line(other, *rights)
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn apply(&mut self, allow: bool, device: Device, access: u32) {
@@ -89,17 +113,8 @@ impl Rules {
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let (all, file) =
             if self.allow { ("devices.allow", "devices.deny") } else { ("devices.deny", "devices.allow") };
-        let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
         let mut lines = vec![(all, "a".to_owned())];
-        for (device, access) in &self.exceptions {
-            let letters: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
-                .iter()
-                .filter(|(bit, _)| access & bit != 0)
-                .map(|(_, c)| *c)
-                .collect();
-            let line = format!("{} {}:{} {letters}", device.kind, number(device.major), number(device.minor));
-            lines.push((file, line));
-        }
+        lines.extend(self.exceptions.iter().map(|(device, access)| (file, line(device, *access))));
         lines
     }
 
@@ -156,6 +171,17 @@ const JUMP_IF_EQUAL: u8 = 0x15;
 const JUMP_UNLESS_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
+/// As version 1 writes it.
+fn line(device: &Device, access: u32) -> String {
+    let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
+    let letters: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
+        .iter()
+        .filter(|(bit, _)| access & bit != 0)
+        .map(|(_, letter)| *letter)
+        .collect();
+    format!("{} {}:{} {letters}", device.kind, number(device.major), number(device.minor))
+}
+
 fn rights(letters: &str) -> u32 {
     let right = |letter| match letter {
         'r' => READ,
@@ -171,7 +197,7 @@ mod tests {
     use super::*;
 
     fn rules(json: &str) -> Rules {
-        Rules::new(&serde_json::from_str::<Vec<LinuxDeviceCgroup>>(json).unwrap())
+        Rules::new(&serde_json::from_str::<Vec<LinuxDeviceCgroup>>(json).unwrap()).unwrap()
     }
 
     /// Runs the program as the kernel would.
@@ -232,20 +258,31 @@ mod tests {
         assert!(lines.contains(&("devices.allow", "c 1:3 rwm".to_owned())));
     }
 
-    /// The kernel's own judgement of the program; on hybrid hosts too, where version 2 has no controllers.
+    #[test]
+    fn exceptions_have_no_exceptions() {
+        let rules = |json: &str| Rules::new(&serde_json::from_str::<Vec<LinuxDeviceCgroup>>(json).unwrap());
+        let wide = r#"{"allow": true, "type": "c", "major": 1, "access": "rw"}"#;
+        let part = r#"{"allow": false, "type": "c", "major": 1, "minor": 11, "access": "w"}"#;
+        let error = rules(&format!("[{wide}, {part}]")).unwrap_err().to_string();
+        assert!(error.contains("c 1:11 w") && error.contains("c 1:* rw"), "{error}");
+        // The whole rule can be taken back, and what it never gave.
+        for fine in [r#""major": 1, "access": "w""#, r#""major": 1, "minor": 11, "access": "m""#, r#""major": 2"#] {
+            rules(&format!(r#"[{wide}, {{"allow": false, "type": "c", {fine}}}]"#)).unwrap();
+        }
+    }
+
+    /// The kernel's own judgement of the program; on hybrid hosts too, where version 2 has no controllers. Passed over
+    /// without root and without version 2.
     #[test]
     fn the_kernel_takes_the_program_and_obeys() {
         let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-        let Some(mount) = mounts.iter().find(|mount| {
-            std::path::Path::new(mount).join("cgroup.subtree_control").exists()
-                || std::path::Path::new(mount).join("cgroup.controllers").exists()
-        }) else {
+        let mount =
+            mounts.map(std::path::Path::new).into_iter().find(|mount| mount.join("cgroup.controllers").exists());
+        let (Some(mount), true) = (mount, rustix::process::geteuid().is_root()) else {
             return;
         };
-        let group = std::path::Path::new(mount).join(format!("edge-devices-test-{}", std::process::id()));
-        if std::fs::create_dir(&group).is_err() {
-            return;
-        }
+        let group = mount.join(format!("edge-devices-test-{}", std::process::id()));
+        std::fs::create_dir(&group).unwrap();
         let attached = std::fs::File::open(&group)
             .and_then(|folder| crate::sys::bpf::attach_device_filter(&folder, &rules("[]").program()));
         let script =

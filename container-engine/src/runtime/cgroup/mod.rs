@@ -108,7 +108,7 @@ impl Cgroup {
     }
 
     fn set_devices(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        let rules = devices::Rules::new(resources.devices().as_deref().unwrap_or_default());
+        let rules = devices::Rules::new(resources.devices().as_deref().unwrap_or_default())?;
         if !self.unified {
             let folder = self
                 .folder("devices")

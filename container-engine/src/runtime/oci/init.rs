@@ -16,8 +16,12 @@ use std::{
     rc::Rc,
 };
 
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::{Capabilities, Process, Spec};
+use libcontainer::{
+    container::State,
+    hooks::run_hooks,
+    workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
+};
+use oci_spec::runtime::{Capabilities, Hook, Process, Spec};
 use rustix::{
     fs::{Access, AtFlags, CWD, Gid, Mode, Uid},
     thread::{CapabilitySet, CapabilitySets},
@@ -35,6 +39,8 @@ pub(super) struct Plan {
     /// Mounts and paths; none for `exec`.
     pub mounts: Option<mounts::Late>,
     pub keyring: Option<CString>,
+    /// `startContainer` and the state that they are told: libcontainer would say that the container is being created.
+    pub start_hooks: Option<(Vec<Hook>, State)>,
     /// Formats of foreign programs that this kernel can run (`binfmt_misc`).
     pub foreign: bool,
     /// `exec` reports a failure to its caller, a container's first process on its own standard error.
@@ -266,7 +272,19 @@ impl Plan {
         }
     }
 
+    /// In the container, as its user. What they are not given of an environment is the command's.
+    fn run_start_hooks(&self) -> Result<(), String> {
+        let Some((hooks, state)) = &self.start_hooks else { return Ok(()) };
+        let mut state = state.clone();
+        state.pid = Some(rustix::process::getpid().as_raw_nonzero().get());
+        let pairs = self.process.env().iter().flatten().filter_map(|entry| entry.split_once('='));
+        let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        run_hooks(Some(hooks), Some(&state), None, None, Some(&environment))
+            .map_err(|error| format!("a startContainer hook failed: {}", super::chain(&error)))
+    }
+
     fn ready(&self) -> Result<(CString, Vec<CString>, Vec<CString>), String> {
+        self.run_start_hooks()?;
         let text = |text: &[u8]| CString::new(text).map_err(|_| "an argument or variable holds a null byte".to_owned());
         let program = self.program()?;
         let path = text(program.as_os_str().as_bytes())?;

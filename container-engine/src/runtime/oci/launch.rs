@@ -13,7 +13,7 @@ use std::{
 
 use libcgroups::common::CgroupConfig;
 use libcontainer::{
-    container::{Container, ContainerStatus},
+    container::{Container, ContainerStatus, State},
     notify_socket::{NotifyListener, NotifySocket},
     process::{
         args::{ContainerArgs, ContainerType},
@@ -109,19 +109,22 @@ fn make(root: &Path, record: &mut Record, original: Spec, options: &Options) -> 
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose().map_err(Failure::from_error)?;
     let resources = linux.resources().clone().unwrap_or_default();
     strip(&mut spec, &process);
+    let folder = Record::folder(root, &record.id)?;
+    let mut container = Container::new(&record.id, ContainerStatus::Creating, None, &record.bundle, &folder)
+        .map_err(Failure::from_error)?;
+    container.set_annotations(Some(record.annotations.clone()));
+    let start_hooks = spec.hooks_mut().as_mut().and_then(|hooks| hooks.start_container_mut().take());
+    let created = State { status: ContainerStatus::Created, ..container.state.clone() };
     let plan = Plan {
         filter,
         mounts: Some(late),
         keyring: keyring(&record.id, options)?,
+        start_hooks: start_hooks.map(|hooks| (hooks, created)),
         foreign: runs_foreign_programs(),
         is_exec: false,
         preserve_fds: options.preserve_fds,
         process,
     };
-    let folder = Record::folder(root, &record.id)?;
-    let mut container = Container::new(&record.id, ContainerStatus::Creating, None, &record.bundle, &folder)
-        .map_err(Failure::from_error)?;
-    container.set_annotations(Some(record.annotations.clone()));
     let pid = start_process(&folder.join(SOCKET), record, spec, plan, options, Some(container), None)?;
     record.pid = pid;
     record.started = process_start(pid).ok_or_else(|| Failure::new("the container's process has ended already"))?;
@@ -158,6 +161,7 @@ pub(super) fn exec(root: &Path, record: &Record, process: Process, options: &Opt
         filter,
         mounts: None,
         keyring: keyring(&record.id, options)?,
+        start_hooks: None,
         foreign: runs_foreign_programs(),
         is_exec: true,
         preserve_fds: options.preserve_fds,
