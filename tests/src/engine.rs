@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -103,9 +103,24 @@ impl Bench {
             containers.remove(&one.id, RemoveOptions { force: true, volumes: true }).await?;
         }
         self.engine.close().await;
-        let _ = self.engine.cgroups().remove(self.cgroup());
-        // There where a container was on the default network; else there is nothing to delete.
-        let _ = std::process::Command::new("ip").args(["link", "delete", &self.options.network.device]).output();
         Ok(())
     }
+}
+
+impl Drop for Bench {
+    /// After a failure this ends what still runs; after [`Bench::clear`] there is only its control group and device.
+    fn drop(&mut self) {
+        let _ = self.engine.cgroups().remove(self.cgroup());
+        for mount in mounts_below(self.dir()).iter().rev() {
+            let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
+        }
+        // There where a container was on the default network; else there is nothing to delete.
+        let _ = std::process::Command::new("ip").args(["link", "delete", &self.options.network.device]).output();
+    }
+}
+
+fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(dir)).collect()
 }

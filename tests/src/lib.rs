@@ -62,6 +62,12 @@ pub fn cgroup_dirs(path: &str) -> Vec<PathBuf> {
     hierarchies.map(|entry| entry.path().join(path)).filter(|dir| dir.exists()).collect()
 }
 
+/// Kills what is left in a control group, and removes it and those below.
+pub fn remove_cgroup(path: &str) {
+    let removed = container_engine::cgroup::Cgroups::detect().and_then(|groups| groups.remove(path));
+    assert!(removed.is_ok() || std::thread::panicking(), "{path}: {removed:?}");
+}
+
 /// Waits until `done` holds; names `what` when it does not come to be within `patience`.
 pub fn wait_until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + patience;

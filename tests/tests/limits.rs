@@ -111,7 +111,9 @@ async fn limits_reach_the_kernel_and_change_while_it_runs() -> Result<()> {
         ("pids.max", "pids.max", "max", "max"),
         ("blkio.throttle.read_bps_device", "io.max", read.as_str(), rates.as_str()),
     ];
-    holds(&bench, &id, &want)?;
+    // The `update` of runc 1.1 knows weights alone.
+    let other = std::env::var("EDGE_AGENT_RUNTIME").is_ok_and(|runtime| runtime != "embedded");
+    holds(&bench, &id, if other { &want[..3] } else { &want })?;
     let none = vec![BlkioLimit { device: "/dev/null".into(), read_bps: Some(1), ..BlkioLimit::default() }];
     let refused = bench.engine.containers().update(&id, Resources { blkio: none, ..Resources::default() }).await;
     let refused = refused.err().context("a limit of what is no disk was taken")?;
@@ -156,20 +158,18 @@ async fn limits_statistics_and_the_end_for_want_of_memory() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_needs_to_be_given() -> Result<()> {
     let bench = Bench::new().await?;
-    let (device, number) = disk()?;
-    let node = number.replace(':', " ");
+    let security = Security { cap_add: vec!["SYSLOG".into()], ..Security::default() };
+    let spec = ContainerSpec { security, ..Bench::shell("exec sleep 1000") };
+    let tries = |node: &str| format!("(: < {node}) && echo read; (: >> {node}) && echo written");
     // Docker's default lets a container make any node; opening it is another matter.
-    let script = format!(
-        "mknod /tmp/disk b {node} && echo made; (: < /tmp/disk) && echo read; (: >> /tmp/disk) && echo written"
-    );
-    let id = started(&bench, Bench::shell("exec sleep 1000")).await?;
-    let (text, _) = say(&bench, &id, &script).await?;
+    let id = started(&bench, spec.clone()).await?;
+    let (text, _) = say(&bench, &id, &format!("mknod /tmp/kmsg c 1 11 && echo made; {}", tries("/tmp/kmsg"))).await?;
     ensure!(text.starts_with("made") && text.contains("Operation not permitted"), "{text}");
     ensure!(!text.contains("read") && !text.contains("written"), "{text}");
-    let device = Device { source: device, target: "/dev/given".into(), access: "r".into() };
-    let id = started(&bench, ContainerSpec { devices: vec![device], ..Bench::shell("exec sleep 1000") }).await?;
-    let (text, _) = say(&bench, &id, "head -c 512 /dev/given | wc -c; (: >> /dev/given) && echo written").await?;
-    ensure!(text.starts_with("512") && !text.contains("written"), "{text}");
+    let device = Device { source: "/dev/kmsg".into(), target: "/dev/given".into(), access: "r".into() };
+    let id = started(&bench, ContainerSpec { devices: vec![device], ..spec }).await?;
+    let (text, _) = say(&bench, &id, &tries("/dev/given")).await?;
+    ensure!(text.starts_with("read") && !text.contains("written"), "{text}");
     bench.clear().await
 }
 

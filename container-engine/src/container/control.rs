@@ -108,7 +108,8 @@ impl Containers {
         if paused && matches!(number, signal::KILL | signal::TERM) {
             match shim.resume().await.map_err(told) {
                 Ok(_) => self.stands(entry, Status::Running),
-                Err(ContainerError::Ended(_)) => {}
+                // On version 2 SIGKILL ends what is frozen: then there is nothing to thaw.
+                Err(error) if error.code() == "conflict" => {}
                 Err(error) => return Err(error),
             }
         }

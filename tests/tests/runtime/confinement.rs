@@ -66,3 +66,15 @@ fn seccomp_really_refuses() {
         assert_eq!(text(&output), "Seccomp:\t2\nno", "{}", kind.name);
     }
 }
+
+/// On a kernel without AppArmor, and on one that has it and no such profile.
+#[test]
+fn a_profile_that_is_not_there_is_no_reason_to_run_without() {
+    for kind in kinds() {
+        let bundle = Bundle::new(&kind, &["echo", "ran"]).with("/process/apparmorProfile", json!("edge-absent"));
+        let output = bundle.run();
+        let told = String::from_utf8_lossy(&output.stderr).to_lowercase();
+        assert!(!output.status.success() && text(&output).is_empty(), "{} ran it", kind.name);
+        assert!(told.contains("apparmor"), "{}: {told}", kind.name);
+    }
+}
