@@ -103,12 +103,13 @@ impl Bench {
             containers.remove(&one.id, RemoveOptions { force: true, volumes: true }).await?;
         }
         self.engine.close().await;
+        let _ = self.engine.cgroups().remove(self.cgroup());
         Ok(())
     }
 }
 
 impl Drop for Bench {
-    /// After a failure this ends what still runs; after [`Bench::clear`] there is only its control group and device.
+    /// After a failure this ends what still runs; after [`Bench::clear`] there is only its device.
     fn drop(&mut self) {
         let _ = self.engine.cgroups().remove(self.cgroup());
         for mount in mounts_below(self.dir()).iter().rev() {
