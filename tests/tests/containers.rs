@@ -33,6 +33,17 @@ async fn output(session: Session) -> Result<(String, String, i32)> {
     }
 }
 
+/// Something of the host's, shown at `target`.
+fn read_only(source: &std::path::Path, target: &str) -> Mount {
+    Mount {
+        target: target.into(),
+        source: MountSource::Bind { source: source.to_owned(), create: false },
+        read_only: true,
+        recursive_read_only: false,
+        propagation: Propagation::default(),
+    }
+}
+
 /// Creates, attaches, starts, and waits for the end.
 async fn run(bench: &Bench, spec: ContainerSpec) -> Result<(ContainerId, String, String, i32)> {
     let containers = bench.engine.containers();
@@ -356,13 +367,7 @@ async fn an_init_reaps_and_hands_signals_on() -> Result<()> {
     let bench = Bench::new().await?;
     let containers = bench.engine.containers();
     // The program under test may need the host's C library.
-    let library = |path: &str| Mount {
-        target: path.into(),
-        source: MountSource::Bind { source: path.into(), create: false },
-        read_only: true,
-        recursive_read_only: false,
-        propagation: Propagation::default(),
-    };
+    let library = |path: &str| read_only(path.as_ref(), path);
     let mounts =
         ["/lib", "/lib64"].into_iter().filter(|path| std::path::Path::new(path).exists()).map(library).collect();
     let script = "(sleep 0.2 & exec sleep 0.1) & trap 'exit 4' TERM; sleep 0.6; ps -o stat,comm | grep -c '^Z'; echo ready; \
@@ -478,13 +483,7 @@ async fn everything_is_found_again() -> Result<()> {
     std::fs::create_dir(&gate)?;
     let spec = |script: &str, name: &str| ContainerSpec {
         name: Some(name.into()),
-        mounts: vec![Mount {
-            target: "/gate".into(),
-            source: MountSource::Bind { source: gate.clone(), create: false },
-            read_only: true,
-            recursive_read_only: false,
-            propagation: Propagation::default(),
-        }],
+        mounts: vec![read_only(&gate, "/gate")],
         ..Bench::shell(script)
     };
     let containers = bench.engine.containers().clone();
