@@ -4,8 +4,10 @@
 //! takes them up.
 
 use std::{
+    future::Future,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use board::{metrics::Metrics, tasks::Context};
@@ -15,6 +17,9 @@ use prometheus_client::{
     metrics::gauge::ConstGauge,
 };
 use store::state::State;
+use tokio::{sync::oneshot, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     cgroup::{CgroupError, Cgroups},
@@ -56,6 +61,8 @@ pub struct Options {
     pub quota: Option<u64>,
     /// When unused images go.
     pub water: Water,
+    /// Layers of one pull on their way at once.
+    pub parallel_downloads: usize,
 }
 
 impl Options {
@@ -72,6 +79,7 @@ impl Options {
             registry: registry::Options::default(),
             quota: None,
             water: Water::default(),
+            parallel_downloads: image::PARALLEL_DOWNLOADS,
         }
     }
 }
@@ -120,7 +128,13 @@ struct Inner {
     ledger: Ledger,
     cgroups: Cgroups,
     recovered: RecoveryReport,
+    /// The engine's own work, which is awaited when it closes: the collector of images, commits.
+    tasks: Mutex<JoinSet<()>>,
+    stop: CancellationToken,
 }
+
+/// Between two looks at the water marks where no image came.
+const COLLECT_EVERY: Duration = Duration::from_secs(300);
 
 impl Engine {
     /// Opens the engine and finds again what was there: containers that still run are followed, ends that nobody saw are
@@ -141,19 +155,26 @@ impl Engine {
         let own_runtime = Runtime::named(&options.runtime, sealed()?, options.run_dir.join("oci"));
         let exe = sealed()?;
         let registry = Registry::new(options.registry.clone())?;
-        let (snapshots, volumes) = folders(&options.data_dir, &exe.path())?;
+        let events = Events::new();
+        let (snapshots, volumes) = folders(&options.data_dir, &exe.path(), &events)?;
         let leases = Leases::new(state.clone());
-        let images = image::Options { data: options.data_dir.clone(), quota: options.quota, water: options.water };
+        let images = image::Options {
+            quota: options.quota,
+            water: options.water,
+            parallel_downloads: options.parallel_downloads,
+            events: events.clone(),
+            ..image::Options::new(&options.data_dir)
+        };
         let images = Images::open(images, state.clone(), leases.clone(), registry.clone(), snapshots.clone()).await?;
         let roots = EngineRoots { images: images.clone(), snapshots: snapshots.clone(), volumes: volumes.clone() };
         let network = crate::network::Options {
             run_dir: options.run_dir.clone(),
             data_dir: options.data_dir.clone(),
+            events: events.clone(),
             ..options.network
         };
         let networks = Networks::open(network, state.clone()).await?;
-        let (events, ledger) =
-            (Events::new(), Ledger::open(state.clone(), Amount::of_board(&options.data_dir), options.reserved));
+        let ledger = Ledger::open(state.clone(), Amount::of_board(&options.data_dir), options.reserved);
         let parts = Parts {
             runtime: runtime(&options.runtime, &options.run_dir),
             data_dir: options.data_dir,
@@ -175,6 +196,11 @@ impl Engine {
             tracing::warn!(problem, "something of an earlier run could not be put in order");
         }
         images.set_in_use(Arc::new(ContainersUse(containers.clone())));
+        // Only now: before, no image would seem to be in use.
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        let (collected, ended) = (images.clone(), stop.clone());
+        let collector = async move { collected.keep_water(COLLECT_EVERY, ended).await };
+        tasks.spawn(collector.instrument(tracing::info_span!("image collector")));
         Ok(Self(Arc::new(Inner {
             containers,
             images,
@@ -187,6 +213,8 @@ impl Engine {
             ledger,
             cgroups,
             recovered,
+            tasks: Mutex::new(tasks),
+            stop,
         })))
     }
 
@@ -267,6 +295,7 @@ impl Engine {
     pub fn register(&self, metrics: &Metrics) {
         let collector = Counted(self.containers().clone());
         metrics.register(|registry| registry.register_collector(Box::new(collector)));
+        self.images().register(metrics);
     }
 
     /// The service: says how the engine is, until it is told to stop.
@@ -283,8 +312,29 @@ impl Engine {
         Ok(())
     }
 
+    /// Carries `work` to its end, also when whoever asked for it has gone and when the engine closes meanwhile. `None`: it
+    /// is closed already, or the work panicked.
+    pub(crate) async fn whole<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let (done, answer) = oneshot::channel();
+        {
+            let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.0.stop.is_cancelled() {
+                return None;
+            }
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(async move {
+                // Whoever asked may be gone.
+                let _ = done.send(work.await);
+            });
+        }
+        answer.await.ok()
+    }
+
     /// Ends the engine's own work. Containers go on.
     pub async fn close(&self) {
+        self.0.stop.cancel();
+        let mut tasks = std::mem::take(&mut *self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while tasks.join_next().await.is_some() {}
         self.0.containers.close().await;
         self.0.networks.close();
     }
@@ -302,13 +352,13 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Briefly blocking: two folders are listed.
-fn folders(data: &Path, program: &Path) -> Result<(Snapshots, Volumes), OpenError> {
+fn folders(data: &Path, program: &Path, events: &Events) -> Result<(Snapshots, Volumes), OpenError> {
     let failed = |name: &str| {
         let path = data.join(name);
         move |source| OpenError::Folder { path, source }
     };
     let snapshots = Snapshots::open(data, program).map_err(failed("layers"))?;
-    Ok((snapshots, Volumes::open(data).map_err(failed("volumes"))?))
+    Ok((snapshots, Volumes::open(data, events.clone()).map_err(failed("volumes"))?))
 }
 
 fn folder(dir: &Path) -> Result<(), OpenError> {

@@ -159,6 +159,43 @@ impl Action {
             Self::Disconnected { .. } => "disconnected",
         }
     }
+
+    /// Docker's name of it; of what was removed it depends on what that was.
+    pub fn docker(&self, kind: Kind) -> &'static str {
+        match self {
+            Self::Created => "create",
+            Self::Started { .. } => "start",
+            Self::Exited { .. } => "die",
+            Self::Oom => "oom",
+            Self::Paused => "pause",
+            Self::Unpaused => "unpause",
+            Self::Killed { .. } => "kill",
+            Self::Stopping => "stop",
+            Self::Renamed { .. } => "rename",
+            Self::Updated => "update",
+            Self::Removed if kind == Kind::Image => "delete",
+            Self::Removed => "destroy",
+            Self::Attached => "attach",
+            Self::Resized => "resize",
+            Self::ExecStarted { .. } => "exec_start",
+            Self::ExecExited { .. } => "exec_die",
+            Self::Copied { inward: true, .. } => "extract-to-dir",
+            Self::Copied { inward: false, .. } => "archive-path",
+            Self::Committed { .. } => "commit",
+            Self::Pulled => "pull",
+            Self::Pushed => "push",
+            Self::Tagged => "tag",
+            Self::Untagged => "untag",
+            Self::Loaded => "load",
+            Self::Saved => "save",
+            Self::Connected { .. } => "connect",
+            Self::Disconnected { .. } => "disconnect",
+        }
+    }
+
+    fn is_called(&self, name: &str, kind: Kind) -> bool {
+        name == self.name() || name == self.docker(kind)
+    }
 }
 
 /// One event.
@@ -172,12 +209,12 @@ pub struct Event {
     pub owner: Owner,
     /// What it is about.
     pub kind: Kind,
-    /// Container id, image reference, network name or id, volume name.
+    /// Id of a container or image (the reference, where it was pulled or pushed), name of a network or volume.
     pub id: String,
     /// What happened.
     #[serde(flatten)]
     pub action: Action,
-    /// Further facts: a container's `name`, `image` and labels.
+    /// Further facts: the `name`; a container's `image` and labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
 }
@@ -190,7 +227,7 @@ pub struct Filter {
     pub owner: Option<Owner>,
     /// Any of these kinds.
     pub kinds: Vec<Kind>,
-    /// Any of these actions, by name.
+    /// Any of these actions, by their name here or Docker's.
     pub actions: Vec<String>,
     /// Any of these ids or names; a prefix of an id is enough.
     pub ids: Vec<String>,
@@ -206,7 +243,7 @@ impl Filter {
         let named = |want: &String| !want.is_empty() && (event.id.starts_with(want.as_str()) || name == Some(want));
         self.owner.as_ref().is_none_or(|owner| *owner == event.owner)
             && any(self.kinds.is_empty(), self.kinds.contains(&event.kind))
-            && any(self.actions.is_empty(), self.actions.iter().any(|name| name == event.action.name()))
+            && any(self.actions.is_empty(), self.actions.iter().any(|name| event.action.is_called(name, event.kind)))
             && any(self.ids.is_empty(), self.ids.iter().any(named))
             && self.labels.iter().all(|label| has_label(&event.attributes, label))
     }
@@ -245,6 +282,12 @@ struct Ring {
     newest: u64,
 }
 
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").field("newest", &*self.0.newest.borrow()).finish()
+    }
+}
+
 impl Default for Events {
     fn default() -> Self {
         Self(Arc::new(Inner { ring: Mutex::default(), newest: watch::Sender::new(0) }))
@@ -255,6 +298,11 @@ impl Events {
     /// No events yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Tells everybody of something that has a name and nothing else to say.
+    pub fn tell(&self, owner: &Owner, kind: Kind, id: &str, name: &str, action: Action) {
+        self.publish(owner, kind, id, action, BTreeMap::from([("name".to_owned(), name.to_owned())]));
     }
 
     /// Tells everybody.
@@ -422,6 +470,7 @@ mod tests {
         check(&event, Filter { kinds: vec![Kind::Image], ..none() }, false);
         check(&event, Filter { kinds: vec![Kind::Image, Kind::Container], ..none() }, true);
         check(&event, Filter { actions: vec!["exited".into()], ..none() }, true);
+        check(&event, Filter { actions: vec!["die".into()], ..none() }, true);
         check(&event, Filter { actions: vec!["started".into()], ..none() }, false);
         check(&event, Filter { ids: vec!["ab".into()], ..none() }, true);
         check(&event, Filter { ids: vec!["n-abc".into()], ..none() }, true);

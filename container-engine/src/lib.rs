@@ -7,6 +7,7 @@
 //! Knows nothing of Kubernetes or GitLab. Everything it keeps has an [`owner::Owner`].
 
 pub mod cgroup;
+pub mod commit;
 pub mod container;
 pub mod content;
 pub mod engine;

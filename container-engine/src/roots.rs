@@ -16,8 +16,9 @@ use crate::{
     volume::{NewVolume, VolumeError, Volumes},
 };
 
-/// How exactly it is noted when an image was last used, seconds.
-const NOTED_S: u64 = 600;
+/// How exactly it is noted when an image was last used, seconds. Less than [`crate::image::Water::min_age_s`]: between this
+/// and its record a new container does not hold its image yet, and what was used just now is not collected.
+const NOTED_S: u64 = 60;
 
 /// The three rooms together.
 pub(crate) struct EngineRoots {

@@ -14,6 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    event::{Action, Events, Kind},
     owner::Owner,
     snapshot::{self, Usage},
 };
@@ -106,11 +107,12 @@ pub struct NewVolume {
 #[derive(Debug, Clone)]
 pub struct Volumes {
     root: PathBuf,
+    events: Events,
 }
 
 impl Volumes {
-    /// Opens `volumes/` below `data_dir`; what was left half-removed or half-made goes.
-    pub fn open(data_dir: &Path) -> io::Result<Self> {
+    /// Opens `volumes/` below `data_dir`; what was left half-removed or half-made goes. `events` hears what is made and removed.
+    pub fn open(data_dir: &Path, events: Events) -> io::Result<Self> {
         let root = data_dir.join("volumes");
         board::durable::create_dir_all(&root, 0o711)?;
         for item in fs::read_dir(&root)? {
@@ -119,7 +121,7 @@ impl Volumes {
                 snapshot::remove_tree(&item.path())?;
             }
         }
-        Ok(Self { root })
+        Ok(Self { root, events })
     }
 
     /// Makes a volume, or returns the one there is: as it is, whatever `new` says.
@@ -140,11 +142,14 @@ impl Volumes {
             filled: false,
             path: folder.join("data"),
         };
-        self.make(&volume, &folder).map_err(failed)?;
+        if self.make(&volume, &folder).map_err(failed)? {
+            self.events.tell(owner, Kind::Volume, name, name, Action::Created);
+        }
         self.get(owner, name) // Another call may have been first.
     }
 
-    fn make(&self, volume: &Volume, folder: &Path) -> io::Result<()> {
+    /// Whether it was this call that made it.
+    fn make(&self, volume: &Volume, folder: &Path) -> io::Result<bool> {
         let parent = folder.parent().ok_or(io::ErrorKind::InvalidInput)?;
         board::durable::create_dir_all(parent, 0o711)?;
         let new = self.aside("new", &volume.name);
@@ -157,9 +162,9 @@ impl Volumes {
         match fs::rename(&new, folder) {
             Err(error) if folder.join("data").is_dir() => {
                 tracing::debug!(%error, "a volume was made twice at once");
-                snapshot::remove_tree(&new)
+                snapshot::remove_tree(&new).map(|()| false)
             }
-            other => other.and_then(|()| board::durable::sync_dir(parent)),
+            other => other.and_then(|()| board::durable::sync_dir(parent)).map(|()| true),
         }
     }
 
@@ -214,6 +219,7 @@ impl Volumes {
         // Gone by one rename; what a crash leaves, the next start removes.
         let aside = self.aside("gone", name);
         fs::rename(&folder, &aside).map_err(failed)?;
+        self.events.tell(owner, Kind::Volume, name, name, Action::Removed);
         snapshot::remove_tree(&aside).map_err(failed)?;
         if let Some(parent) = folder.parent() {
             let _ = fs::remove_dir(parent); // Of an owner without volumes; otherwise it is not empty.
@@ -311,7 +317,7 @@ mod tests {
 
     fn open() -> (tempfile::TempDir, Volumes) {
         let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::open(dir.path()).unwrap();
+        let volumes = Volumes::open(dir.path(), Events::new()).unwrap();
         (dir, volumes)
     }
 
@@ -325,7 +331,7 @@ mod tests {
         fs::write(made.path.join("file"), "1234").unwrap();
         volumes.create(&Owner::Local, "db", NewVolume::default()).unwrap();
 
-        let volumes = Volumes::open(dir.path()).unwrap();
+        let volumes = Volumes::open(dir.path(), Events::new()).unwrap();
         assert_eq!(volumes.create(&pod, "db", NewVolume::default()).unwrap(), made);
         assert_eq!(volumes.list(None).unwrap().len(), 2);
         assert_eq!(volumes.list(Some(&pod)).unwrap(), std::slice::from_ref(&made));
@@ -357,7 +363,7 @@ mod tests {
         fs::write(made.path.join("file"), "x").unwrap();
         fs::write(dir.path().join("volumes/local/v/volume.json"), "{").unwrap();
         fs::create_dir_all(dir.path().join("volumes/.gone-1-1-w/data")).unwrap();
-        let volumes = Volumes::open(dir.path()).unwrap();
+        let volumes = Volumes::open(dir.path(), Events::new()).unwrap();
         let found = volumes.get(&Owner::Local, "v").unwrap();
         assert!(found.path.join("file").exists() && found.filled);
         assert!(!dir.path().join("volumes/.gone-1-1-w").exists());

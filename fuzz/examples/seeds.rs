@@ -25,6 +25,8 @@ fn main() {
     networks();
     containers();
     registries();
+    layers();
+    archives();
 }
 
 fn save(target: &str, name: &str, parts: &[&[u8]]) {
@@ -79,6 +81,60 @@ fn registries() {
     save("reference", "whole", &[format!("localhost:5000/a__b/c-d.e:v1.0@{digest}").as_bytes()]);
     save("reference", "ipv6", &[b"[::1]:5000/a"]);
     save("reference", "platform", &[b"linux/arm/v7"]);
+}
+
+/// One entry of a layer: a header, and its bytes filled up to whole blocks.
+fn entry(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..108].copy_from_slice(b"0000755\0");
+    header[108..116].copy_from_slice(b"0000000\0");
+    header[116..124].copy_from_slice(b"0000000\0");
+    header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
+    header[136..148].copy_from_slice(b"14646112000\0");
+    header[156] = kind;
+    header[157..157 + link.len()].copy_from_slice(link.as_bytes());
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let mut all = header.to_vec();
+    all.extend_from_slice(data);
+    all.resize(all.len().next_multiple_of(512), 0);
+    all
+}
+
+fn layers() {
+    let end = vec![0; 1024];
+    let whole = |entries: &[Vec<u8>]| {
+        let mut archive = [&entries.concat(), &end[..]].concat();
+        container_engine::snapshot::fuzzing::seal(&mut archive);
+        archive
+    };
+    let tree = [
+        entry("etc/", b'5', "", b""),
+        entry("etc/hosts", b'0', "", b"127.0.0.1 localhost\n"),
+        entry("etc/link", b'2', "/etc/hosts", b""),
+        entry("etc/hard", b'1', "etc/hosts", b""),
+        entry("etc/fifo", b'6', "", b""),
+    ];
+    save("layer_tar", "tree", &[&[0], &whole(&tree)]);
+    let removed = [entry("etc/.wh.hosts", b'0', "", b""), entry("var/.wh..wh..opq", b'0', "", b"")];
+    save("layer_tar", "whiteouts", &[&[0], &whole(&removed)]);
+    // The first target of an attacker: a way out over a link.
+    let out = [entry("a", b'2', "../outside", b""), entry("a/victim", b'0', "", b"gone")];
+    save("layer_tar", "way-out", &[&[1], &whole(&out)]);
+    let record = b"30 mtime=1700000000.123456789\n23 SCHILY.xattr.user.a=b\n";
+    let long = [entry("pax", b'x', "", record), entry("x", b'0', "", b"1"), entry("long", b'L', "", &[b'n'; 300])];
+    save("layer_tar", "extended", &[&[0], &whole(&long)]);
+}
+
+fn archives() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let docker = format!(r#"[{{"Config":"{}.json","RepoTags":["busybox:1"],"Layers":["l/layer.tar"]}}]"#, &digest[7..]);
+    save("image_archive", "docker", &[docker.as_bytes()]);
+    let names = r#"{"io.containerd.image.name":"docker.io/library/busybox:1","org.opencontainers.image.ref.name":"1"}"#;
+    let entry = format!(r#"{{"mediaType":"m","digest":"{digest}","size":3,"annotations":{names}}}"#);
+    save("image_archive", "layout", &[format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#).as_bytes()]);
+    save("image_archive", "old", &[br#"{"busybox":{"1":"0123"},"other/name":{}}"#]);
+    save("image_archive", "old-layer", &[br#"{"id":"0123","parent":"4567","config":{"Cmd":["sh"]},"os":"linux"}"#]);
 }
 
 fn topics() {

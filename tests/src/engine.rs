@@ -34,6 +34,11 @@ pub struct Bench {
 impl Bench {
     /// A new one, with the runtime that `EDGE_AGENT_RUNTIME` names.
     pub async fn new() -> Result<Self> {
+        Self::with(|_| {}).await
+    }
+
+    /// The same, with other options.
+    pub async fn with(change: impl FnOnce(&mut Options)) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         // Installed already where another test of this process came first.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -46,6 +51,7 @@ impl Bench {
         let tag = format!("{:x}x{:x}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         options.cgroup_parent = format!("edge-test-{tag}");
         options.network.device = format!("et{tag}");
+        change(&mut options);
         let (state, _) = State::open(&dir.path().join("state"))?;
         let engine = Engine::open(options.clone(), state.clone()).await?;
         let bench = Self { engine, state, options, dir };

@@ -223,7 +223,7 @@ fn a_container_and_everything_that_is_asked_of_it() -> Result<()> {
     let status = run(&agent, &["container", "ls", "-a", "--format", "{{.Names}} {{.Status}}"])?;
     ensure!(status.starts_with("site Exited (9) "), "{status}");
     let events = run(&agent, &["container", "events", "--since", "10m", "--until", "0s", "--format", "{{.Action}}"])?;
-    for action in ["created", "started", "paused", "renamed", "exited"] {
+    for action in ["create", "start", "pause", "rename", "die"] {
         ensure!(events.lines().any(|line| line == action), "{action} is not in {events}");
     }
     ensure!(run(&agent, &["container", "rm", "site"])? == "site");
@@ -547,4 +547,49 @@ fn images_are_saved_and_loaded() -> Result<()> {
     run(&agent, &["image", "prune", "--all", "--force"])?;
     ensure!(run(&agent, &["image", "ls", "-q"])?.is_empty());
     Ok(())
+}
+
+#[test]
+fn commits_events_and_figures() -> Result<()> {
+    let _alone = alone();
+    let dir = tempfile::tempdir()?;
+    let agent = started(dir.path())?;
+    let made = ["container", "run", "--name", "maker", "--network", "none", "busybox", "sh", "-c", "echo made > /file"];
+    run(&agent, &made)?;
+    let id = run(
+        &agent,
+        &["container", "commit", "-a", "ann", "-m", "a file", "-c", "CMD [\"cat\", \"/file\"]", "maker", "made:1"],
+    )?;
+    ensure!(id.starts_with("sha256:") && run(&agent, &run_of(&["made:1"]))? == "made", "{id}");
+    ensure!(run(&agent, &["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"])?.lines().any(|it| it == "made:1"));
+    let said = fails(&agent, 1, &["container", "commit", "-c", "RUN make", "maker"])?;
+    ensure!(said.contains("RUN make"), "{said}");
+    run(&agent, &["image", "tag", "made:1", "made:2"])?;
+    run(&agent, &["image", "rm", "made:2"])?;
+    run(&agent, &["volume", "create", "data"])?;
+    run(&agent, &["volume", "rm", "data"])?;
+    run(&agent, &["network", "create", "lab"])?;
+    run(&agent, &["network", "rm", "lab"])?;
+    let events = |filter: &[&str]| {
+        let format =
+            ["--since", "10m", "--until", "0s", "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}"];
+        run(&agent, &[&["container", "events"], &format[..], filter].concat())
+    };
+    let images = events(&["--filter", "type=image"])?;
+    let want = "image load busybox:latest\nimage tag made:2\nimage untag made:2";
+    ensure!(images == want, "{images}");
+    ensure!(events(&["--filter", "volume=data"])? == "volume create data\nvolume destroy data");
+    ensure!(events(&["--filter", "network=lab"])? == "network create lab\nnetwork destroy lab");
+    ensure!(events(&["--filter", "event=commit"])? == "container commit maker");
+    ensure!(events(&["--filter", "event=create", "--filter", "type=volume"])? == "volume create data");
+    let line = run(&agent, &["container", "events", "--since", "10m", "--until", "0s", "-f", "event=tag", "--json"])?;
+    let line: Value = serde_json::from_str(&line)?;
+    ensure!(line["kind"] == "image" && line["action"] == "tagged" && line["id"] == id, "{line}");
+    let url = format!("http://127.0.0.1:{}/metrics", agent.http);
+    let figures = std::process::Command::new("curl").args(["-s", &url]).output()?;
+    let figures = text(&figures.stdout);
+    let stored = figures.lines().find_map(|line| line.strip_prefix("edge_agent_image_store_bytes "));
+    ensure!(stored.and_then(|it| it.parse::<u64>().ok()).is_some_and(|bytes| bytes > 500_000), "{figures}");
+    ensure!(figures.contains("edge_agent_image_pulls_total{result=\"failed\"} 0"), "{figures}");
+    remove_all(&agent)
 }

@@ -9,18 +9,25 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use container_engine::{
+    commit::CommitRequest,
+    container::{ContainerSpec, Status, WaitFor},
     content::Digest,
+    engine::Engine,
+    event::{Action, Filter, Kind, Next},
     image::{
         Format, Images, LayerStatus, LoadRequest, Options, PullError, PullEvent, PullPolicy, PullRequest, Pulled,
         PushEvent, PushRequest, PushStatus, Water,
     },
-    lease::Leases,
+    lease::{Leases, Resource},
+    network::NetworkSpec,
     owner::Owner,
     registry::{self, Credentials},
     snapshot::Snapshots,
+    volume::NewVolume,
 };
 use store::state::State;
 use tests::{
+    engine::Bench,
     images,
     registry::{Fault, Proxy, Registry},
 };
@@ -41,7 +48,7 @@ impl Board {
         let state = State::open(&data.join("state"))?.0;
         let snapshots = Snapshots::open(data, Path::new(env!("CARGO_BIN_EXE_verbs")))?;
         let registry = registry::Registry::new(registry::Options::default())?;
-        let options = Options { data: data.to_owned(), quota: None, water: Water::default() };
+        let options = Options::new(data);
         let leases = Leases::new(state.clone());
         let images = Images::open(options, state.clone(), leases, registry, snapshots.clone()).await?;
         Ok(Self { images, snapshots, state, data: data.to_owned() })
@@ -360,4 +367,194 @@ async fn images_archives_are_exchanged_with_skopeo() -> Result<()> {
         assert_eq!(loaded[0].image.id(), oci.id());
     }
     Ok(())
+}
+
+/// The engine's own images: a name, and pulls for it.
+async fn pull(bench: &Bench, name: &str) -> Result<Pulled> {
+    let request = PullRequest {
+        name: name.parse()?,
+        owner: Owner::Local,
+        platform: None,
+        policy: PullPolicy::Always,
+        credentials: Credentials::Anonymous,
+    };
+    // Nobody watches: a full channel loses events, nothing else.
+    let (events, told) = mpsc::channel(1);
+    drop(told);
+    Ok(bench.engine.images().pull(&request, &events).await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_go_by_water_and_those_that_are_held_stay() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Registry::start(&dir.path().join("server"))?;
+    let mut names = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        // 8 MiB compressed and as many unpacked.
+        names.push(server.push(&images::random(dir.path(), name, 2, 4)?, name)? + ":latest");
+    }
+    let [used, leased, idle, newest] = &names[..] else { unreachable!() };
+    let bench = Bench::with(|options| {
+        options.quota = Some(200 << 20);
+        // Images go at 60 MiB, which the fourth reaches, down to 40 MiB.
+        options.water = Water { high: 30, low: 20, min_age_s: 0 };
+    })
+    .await?;
+    let engine = &bench.engine;
+    let mut events = engine.events().subscribe(Filter { kinds: vec![Kind::Image], ..Filter::default() }, None);
+    pull(&bench, used).await?;
+    let spec = ContainerSpec { image: used.clone(), ..Bench::shell("") };
+    let container = engine.containers().create(spec).await?.id;
+    let held = pull(&bench, leased).await?.image;
+    engine.leases().create("test", Owner::Local, Duration::from_secs(3600)).await?;
+    engine.leases().add("test", [Resource::Image(held.id())]).await?;
+    pull(&bench, idle).await?;
+    let all = |engine: &Engine| engine.images().list(None).into_iter().map(|it| it.name).collect::<Vec<_>>();
+    ensure!(all(engine).len() == 5, "nothing goes below the mark: {:?}", all(engine));
+    pull(&bench, newest).await?;
+    // By itself, in its own time.
+    let gone = async {
+        while let Some(next) = events.next().await {
+            if let Next::Event(event) = next
+                && event.action == Action::Untagged
+                && event.attributes.get("name") == Some(idle)
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.context("no image was collected")?;
+    let left = all(engine);
+    for name in [used, leased, newest] {
+        ensure!(left.contains(name), "{name} went: {left:?}");
+    }
+    // A closed engine has ended what it was at.
+    engine.close().await;
+    for name in [used, leased] {
+        let image = engine.images().get(&Owner::Local, name).await?;
+        ensure!(engine.images().is_whole(&image.record).await, "{name} has lost layers");
+    }
+    for blob in &held.record.blobs {
+        ensure!(engine.images().content().size(blob).is_some(), "a lease holds the whole image");
+    }
+    let blobs: u64 = engine.images().content().list()?.iter().map(|it| it.size).sum();
+    let layers: u64 = engine.snapshots().layers()?.iter().map(|it| it.bytes).sum();
+    ensure!(blobs + layers <= 40 << 20, "{blobs} + {layers} bytes are left");
+    ensure!(engine.containers().inspect(&container)?.image.name == *used);
+    bench.clear().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_networks_and_volumes_tell_what_happens() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Registry::start(&dir.path().join("server"))?;
+    let name = server.push(&images::random(dir.path(), "image", 1, 1)?, "image")? + ":latest";
+    let further = format!("{}/further:2", server.address);
+    let bench = Bench::new().await?;
+    let engine = &bench.engine;
+    let mut events = engine.events().subscribe(Filter::default(), None);
+    let id = pull(&bench, &name).await?.image.id().to_string();
+    engine.images().tag(&Owner::Local, &name, &further).await?;
+    let request = PushRequest { name: further.parse()?, owner: Owner::Local, credentials: Credentials::Anonymous };
+    engine.images().push(&request, &mpsc::channel(1).0).await?;
+    engine.images().save(&Owner::Local, &[further.clone()], Format::OciArchive, std::io::sink()).await?;
+    engine.images().remove(&Owner::Local, &further, false).await?;
+    engine.images().remove(&Owner::Local, &name, false).await?;
+    let job = Owner::Job("7".into());
+    engine.networks().create(&job, NetworkSpec { name: "lab".into(), ..NetworkSpec::default() }).await?;
+    engine.networks().remove(&job, "lab").await?;
+    let (volumes, of) = (engine.volumes().clone(), job.clone());
+    tokio::task::spawn_blocking(move || {
+        volumes.create(&of, "data", NewVolume::default())?;
+        volumes.create(&of, "data", NewVolume::default())?; // There already: nothing to tell.
+        volumes.remove(&of, "data", |_| None)
+    })
+    .await??;
+    let mut told = Vec::new();
+    while let Some(Next::Event(event)) = events.try_next() {
+        told.push((event.owner.clone(), event.action.docker(event.kind), event.id.clone(), event.kind));
+    }
+    let local = Owner::Local;
+    let want = [
+        (local.clone(), "pull", name, Kind::Image),
+        (local.clone(), "tag", id.clone(), Kind::Image),
+        (local.clone(), "push", further, Kind::Image),
+        (local.clone(), "save", id.clone(), Kind::Image),
+        (local.clone(), "untag", id.clone(), Kind::Image),
+        (local.clone(), "untag", id.clone(), Kind::Image),
+        (local, "delete", id, Kind::Image),
+        (job.clone(), "create", "lab".to_owned(), Kind::Network),
+        (job.clone(), "destroy", "lab".to_owned(), Kind::Network),
+        (job.clone(), "create", "data".to_owned(), Kind::Volume),
+        (job, "destroy", "data".to_owned(), Kind::Volume),
+    ];
+    assert_eq!(told, want);
+    bench.clear().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_made_of_containers() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let bench = Bench::new().await?;
+    let (engine, containers) = (&bench.engine, bench.engine.containers());
+    let ended = async |spec: ContainerSpec| {
+        let id = containers.create(spec).await?.id;
+        containers.start(&id).await?;
+        anyhow::Ok((containers.wait(&id, WaitFor::NotRunning).await?.code, id))
+    };
+    let script = "mkdir /new && echo made > /new/file && rm /data/seed && chown 7:8 /new/file";
+    let spec = ContainerSpec { env: vec!["A=1".into()], user: Some("0:0".into()), ..Bench::shell(script) };
+    let (code, id) = ended(spec).await?;
+    ensure!(code == 0, "the container ended with {code}");
+    let check = r#"test $(cat /new/file) = made && test $(stat -c %u:%g /new/file) = 7:8 && test ! -e /data/seed \
+        && test $A$B = 12 && test $(pwd) = /new"#;
+    let request = CommitRequest {
+        image: Some("made:1".into()),
+        author: "ann".into(),
+        message: "with a file".into(),
+        changes: vec![
+            format!("CMD {}", serde_json::to_string(&["sh", "-c", check])?),
+            "ENV B=2".into(),
+            "WORKDIR /new".into(),
+        ],
+        ..CommitRequest::default()
+    };
+    let image = engine.commit(&id, Owner::Local, request.clone()).await?;
+    let base = engine.images().get(&Owner::Local, "busybox").await?;
+    ensure!(image.layers().len() == base.layers().len() + 1 && image.layers().starts_with(base.layers()));
+    let newest = engine.images().history(&Owner::Local, "made:1").await?.remove(0);
+    ensure!(newest.comment == "with a file" && newest.created_by.contains("chown"), "{newest:?}");
+    // It runs what it was told to, on what the first wrote.
+    let spec = ContainerSpec { image: "made:1".into(), command: None, ..Bench::shell("") };
+    let (code, _) = ended(spec).await?;
+    ensure!(code == 0, "a container of the new image ended with {code}");
+    // Nothing of it goes with garbage, and others read it.
+    engine.images().prune(false).await?;
+    ensure!(engine.images().verify(&Owner::Local, "made:1").await?.is_empty());
+    let archive = dir.path().join("made.tar");
+    engine.images().save(&Owner::Local, &["made:1".into()], Format::OciArchive, fs::File::create(&archive)?).await?;
+    let theirs = skopeo(&["inspect", "--config", &format!("oci-archive:{}", archive.display())])?;
+    let theirs: serde_json::Value = serde_json::from_str(&theirs)?;
+    ensure!(theirs["author"] == "ann" && theirs["config"]["WorkingDir"] == "/new", "{theirs}");
+    ensure!(theirs["rootfs"]["diff_ids"][1] == image.layers()[1].to_string(), "{theirs}");
+    // One that runs stands still meanwhile, and one that never ran has no layer to add.
+    let running = containers.create(Bench::shell("exec sleep 1000")).await?.id;
+    let idle = engine.commit(&running, Owner::Local, CommitRequest::default()).await?;
+    ensure!(idle.layers() == base.layers() && idle.record.name.is_empty());
+    containers.start(&running).await?;
+    let mut events = engine.events().subscribe(Filter::default(), None);
+    engine.commit(&running, Owner::Local, CommitRequest::default()).await?;
+    let mut told = Vec::new();
+    while let Some(Next::Event(event)) = events.try_next() {
+        told.push(event.action.docker(event.kind));
+    }
+    ensure!(told == ["pause", "unpause", "commit"], "{told:?}");
+    ensure!(containers.inspect(&running)?.state.status == Status::Running);
+    // What is no change is refused, and nothing is made.
+    let before = engine.images().list(None).len();
+    let wrong = CommitRequest { image: Some("wrong".into()), changes: vec!["RUN make".into()], ..request };
+    let refused = engine.commit(&running, Owner::Local, wrong).await.err().context("it was made")?;
+    ensure!(refused.code() == "invalid" && refused.to_string().contains("RUN make"), "{refused}");
+    ensure!(engine.images().list(None).len() == before);
+    bench.clear().await
 }

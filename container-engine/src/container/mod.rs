@@ -43,6 +43,7 @@ pub use front::Containers;
 pub(crate) use front::Parts;
 pub use id::{ContainerId, IdError, is_name};
 pub use image::ImageDefaults;
+pub(crate) use record::Record;
 pub use recover::RecoveryReport;
 pub use roots::{Answer, IdRange, ImageFacts, RootError, Roots, VolumeWanted};
 pub use signal::{SignalError, parse as parse_signal};

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,8 @@ pub(crate) struct Fetcher {
     pub room: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// Seconds of the first wait between tries.
     pub patience: Duration,
+    /// Counts what comes.
+    pub fetched: Counter,
 }
 
 /// One layer to have.
@@ -201,7 +204,7 @@ impl Fetcher {
             flight.progress.send_replace(LayerStatus::Downloading { bytes: offset, total });
             let before = offset;
             let failure = match remote.blob(&wanted.blob, offset).await {
-                Ok(body) => match receive(body, &mut offset, total, &bytes, flight).await {
+                Ok(body) => match self.receive(body, &mut offset, total, &bytes, flight).await {
                     None => break,
                     Some(failure) => failure,
                 },
@@ -228,39 +231,42 @@ impl Fetcher {
         flight.progress.send_replace(LayerStatus::Unpacking);
         Ok(())
     }
-}
 
-/// Passes one attempt's bytes on; `None` when all are there or nobody takes them any more.
-async fn receive(
-    mut body: Body,
-    offset: &mut u64,
-    total: u64,
-    bytes: &mpsc::Sender<Bytes>,
-    flight: &Flight,
-) -> Option<Failure> {
-    let mut told = *offset;
-    while let Some(piece) = body.next().await {
-        let mut piece = match piece {
-            Ok(piece) => piece,
-            Err(failure) => return Some(failure),
-        };
-        while !piece.is_empty() {
-            let part = piece.split_to(piece.len().min(PIECE));
-            *offset += part.len() as u64;
-            if bytes.send(part).await.is_err() {
-                return None; // The writer has its reason, which is told.
+    /// Passes one attempt's bytes on; `None` when all are there or nobody takes them any more.
+    async fn receive(
+        &self,
+        mut body: Body,
+        offset: &mut u64,
+        total: u64,
+        bytes: &mpsc::Sender<Bytes>,
+        flight: &Flight,
+    ) -> Option<Failure> {
+        let mut told = *offset;
+        while let Some(piece) = body.next().await {
+            let mut piece = match piece {
+                Ok(piece) => piece,
+                Err(failure) => return Some(failure),
+            };
+            while !piece.is_empty() {
+                let part = piece.split_to(piece.len().min(PIECE));
+                *offset += part.len() as u64;
+                self.fetched.inc_by(part.len() as u64);
+                if bytes.send(part).await.is_err() {
+                    return None; // The writer has its reason, which is told.
+                }
+            }
+            if *offset - told >= (64 << 10) {
+                told = *offset;
+                flight.progress.send_replace(LayerStatus::Downloading { bytes: told, total });
+            }
+            if *offset >= total {
+                return None;
             }
         }
-        if *offset - told >= (64 << 10) {
-            told = *offset;
-            flight.progress.send_replace(LayerStatus::Downloading { bytes: told, total });
-        }
-        if *offset >= total {
-            return None;
-        }
+        let error =
+            io::Error::new(io::ErrorKind::UnexpectedEof, format!("the answer ended at byte {offset} of {total}"));
+        Some(Failure { code: "unavailable", transient: true, retry_after: None, error: Box::new(error) })
     }
-    let error = io::Error::new(io::ErrorKind::UnexpectedEof, format!("the answer ended at byte {offset} of {total}"));
-    Some(Failure { code: "unavailable", transient: true, retry_after: None, error: Box::new(error) })
 }
 
 type Turn = Arc<tokio::sync::OwnedMutexGuard<()>>;

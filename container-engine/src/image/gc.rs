@@ -4,13 +4,16 @@
 //! unpacked, since they can be fetched again; nameless images; named ones, longest unused first. Never an image that a
 //! container or a lease holds, nor what a running pull has pinned.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, time::Duration};
 
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::{Images, Record, RecordError, seam::Failure};
 use crate::{
     content::{ContentError, Digest},
+    event::Action,
     lease::{LeaseError, Resource},
 };
 
@@ -143,13 +146,17 @@ pub(crate) fn plan(scene: &Scene, goal: Goal) -> Plan {
     Plan { records: gone, ..plan }
 }
 
+/// Whether a lease holds it, with all that belongs to it.
+fn is_leased(scene: &Scene, record: &Record) -> bool {
+    [record.config, record.manifest, record.target].map(Resource::Image).iter().any(|it| scene.held.contains(it))
+}
+
 fn is_free(scene: &Scene, record: &Record, goal: Goal) -> bool {
-    let held = [record.config, record.manifest, record.target].map(Resource::Image);
     let young = matches!(goal, Goal::Free(_)) && scene.now_s.saturating_sub(record.used_s) < scene.min_age_s;
     // A clock that was set back must not make everything young for ever.
     let young = young && record.used_s <= scene.now_s;
     let named = goal == Goal::Dangling && !record.name.is_empty();
-    !young && !named && !scene.in_use.contains(&record.config) && held.iter().all(|it| !scene.held.contains(it))
+    !young && !named && !scene.in_use.contains(&record.config) && !is_leased(scene, record)
 }
 
 /// What none of `kept`, no container and no lease needs; with `spare`, compressed layers whose unpacked form is there too.
@@ -160,8 +167,9 @@ fn unreferenced(scene: &Scene, kept: &[&Record], spare: bool) -> Plan {
     for record in kept {
         blobs.extend([record.target, record.manifest, record.config]);
         layers.extend(&record.layers);
+        let leased = is_leased(scene, record);
         for (n, blob) in record.blobs.iter().enumerate() {
-            if !spare || record.layers.get(n).is_none_or(|diff_id| !unpacked.contains(diff_id)) {
+            if !spare || leased || record.layers.get(n).is_none_or(|diff_id| !unpacked.contains(diff_id)) {
                 blobs.insert(*blob);
             }
         }
@@ -180,7 +188,27 @@ fn unreferenced(scene: &Scene, kept: &[&Record], spare: bool) -> Plan {
 }
 
 impl Images {
-    /// Collects where images take more than the high water mark, down to the low one; called now and then.
+    /// Keeps images below the high water mark until `stop`: looks whenever the store has grown, and every `pause` besides,
+    /// as the rest of the disk grows too. What was asked for before `stop` is still done, and nothing is left in its midst.
+    pub async fn keep_water(&self, pause: Duration, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                // In this order, so that an engine that opens for a single pull collects after it.
+                biased;
+                () = self.0.grown.notified() => {}
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            // A panic ends one collection, not all that would follow.
+            match AssertUnwindSafe(self.collect_by_water()).catch_unwind().await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "images could not be collected; it is tried again"),
+                Err(_) => tracing::error!("a collection of images panicked; it is tried again"),
+            }
+        }
+    }
+
+    /// Collects where images take more than the high water mark, down to the low one.
     pub async fn collect_by_water(&self) -> Result<GcReport, GcError> {
         self.0.leases.sweep().await?;
         self.measure().await;
@@ -217,6 +245,7 @@ impl Images {
         self.0.records.remove(&plan.records).await?;
         let label = |it: &Record| if it.name.is_empty() { it.config.to_string() } else { it.name.clone() };
         report.images = plan.records.iter().map(label).collect();
+        self.tell_gone(&plan.records);
         for (diff_id, size) in plan.layers {
             let _none = self.0.removal.write().await;
             if self.0.flights.is_pinned(&diff_id) {
@@ -246,12 +275,28 @@ impl Images {
         let (blobs, bytes) = tokio::task::spawn_blocking(remove).await.unwrap_or(Ok((0, 0)))?;
         report.blobs = blobs;
         report.freed += bytes;
+        self.0.counts.collected.inc_by(report.freed);
         drop(one);
         self.measure().await;
         if report != GcReport::default() {
             tracing::info!(images = ?report.images, blobs, layers = report.layers, freed = report.freed, "images collected");
         }
         Ok(report)
+    }
+
+    /// Tells of names that went, and of images that went with their last.
+    fn tell_gone(&self, gone: &[Record]) {
+        let left: BTreeSet<_> = self.0.records.all().iter().map(|it| it.config).collect();
+        let mut removed = BTreeSet::new();
+        for record in gone {
+            let id = record.config.to_string();
+            if !record.name.is_empty() {
+                self.tell(&record.owner, &id, &record.name, Action::Untagged);
+            }
+            if !left.contains(&record.config) && removed.insert(record.config) {
+                self.tell(&record.owner, &id, &id, Action::Removed);
+            }
+        }
     }
 
     async fn scene(&self) -> Result<Scene, GcError> {
@@ -316,6 +361,8 @@ mod tests {
         let mut leased = all.clone();
         leased.held = [Resource::Image(record("b", 2).manifest), Resource::Layer(record("", 3).layers[0])].into();
         check(&leased, Goal::Unused, &["", "a"], 126);
+        check(&leased, Goal::Free(20), &[], 20); // The blobs of a leased image stay too.
+        check(&leased, Goal::Free(9999), &["", "a"], 126);
         let mut blob = all.clone();
         blob.held = [Resource::Blob(record("a", 1).blobs[0])].into();
         check(&blob, Goal::Free(9999), &["", "a", "b"], 329);

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     content::{ContentError, Digest},
+    event::Action,
     lease,
     owner::Owner,
     reference::{ImageRef, ReferenceError},
@@ -173,7 +174,9 @@ impl Images {
         }
         let now = lease::now();
         let record = Record { name: target.to_string(), owner: owner.clone(), created_s: now, used_s: now, ..record };
-        Ok(self.name(record).await?)
+        let record = self.name(record).await?;
+        self.tell(owner, &record.config.to_string(), &record.name, Action::Tagged);
+        Ok(record)
     }
 
     /// Takes a name away; with the last one the image goes. By id: the image with all its names (several only with `force`).
@@ -199,10 +202,15 @@ impl Images {
             let keep = used.then(|| Record { name: String::new(), ..found.clone() });
             self.0.records.commit(keep.as_slice(), &going).await?;
         }
-        let untagged = going.iter().filter(|it| !it.name.is_empty()).map(|it| Change::Untagged(familiar(&it.name)));
-        let mut changes: Vec<_> = untagged.collect();
+        let mut changes = Vec::new();
+        for named in going.iter().filter(|it| !it.name.is_empty()) {
+            self.tell(&named.owner, &named.config.to_string(), &named.name, Action::Untagged);
+            changes.push(Change::Untagged(familiar(&named.name)));
+        }
         if last && self.check_free(&found).is_ok() {
             self.sweep().await?;
+            let id = found.config.to_string();
+            self.tell(&found.owner, &id, &id, Action::Removed);
             changes.push(Change::Deleted(found.config));
         }
         Ok(changes)

@@ -9,6 +9,9 @@
 //! - Nothing is removed that a record, a lease, a container or a running pull needs.
 
 pub mod archive;
+mod changes;
+mod commit;
+mod counts;
 mod fetch;
 mod flight;
 mod gc;
@@ -35,9 +38,12 @@ use std::{
 use store::state::State;
 
 pub use archive::{ArchiveError, Format, LoadEvent, LoadRequest, Loaded};
+pub(crate) use changes::{apply as apply_change, set as set_variable};
+pub use commit::AssembleError;
+pub(crate) use commit::Wanted;
 pub use gc::{GcError, GcReport, Water};
 pub use local::{Change, Damage, HistoryEntry, ImageError};
-pub use manifest::{Descriptor, ImageConfig, RunConfig};
+pub use manifest::{Descriptor, History, ImageConfig, RunConfig};
 pub use pull::{LayerStatus, PullError, PullEvent, PullPolicy, PullRequest, Pulled};
 pub use push::{PushError, PushEvent, PushRequest, PushStatus};
 pub use record::{Record, RecordError};
@@ -45,16 +51,21 @@ pub use seam::Failure;
 
 use crate::{
     content::{Content, ContentError, Digest},
+    event::{Action, Events, Kind},
     lease::Leases,
     owner::Owner,
     registry::Registry,
     snapshot::Snapshots,
 };
+use counts::Counts;
 use fetch::Fetcher;
 use flight::Flights;
 use record::Records;
 use seam::Layers;
 use space::Space;
+
+/// Layers of one pull on their way at once, unless told otherwise: Docker's number.
+pub const PARALLEL_DOWNLOADS: usize = 3;
 
 /// Who uses an image now: given by whoever keeps containers.
 pub trait InUse: Send + Sync {
@@ -71,6 +82,18 @@ pub struct Options {
     pub quota: Option<u64>,
     /// When garbage collection begins and how far it goes.
     pub water: Water,
+    /// Layers of one pull on their way at once.
+    pub parallel_downloads: usize,
+    /// Who hears what happens to images.
+    pub events: Events,
+}
+
+impl Options {
+    /// In this data directory, the rest as on a board.
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        let (quota, water, events) = (None, Water::default(), Events::new());
+        Self { data: data.into(), quota, water, parallel_downloads: PARALLEL_DOWNLOADS, events }
+    }
 }
 
 /// An image with its configuration.
@@ -115,6 +138,11 @@ struct Inner {
     space: Arc<Space>,
     in_use: Mutex<Option<Arc<dyn InUse>>>,
     water: Water,
+    parallel_downloads: usize,
+    events: Events,
+    counts: Arc<Counts>,
+    /// The store has grown since it was last collected.
+    grown: tokio::sync::Notify,
     patience: Duration,
     /// One collection at a time, and none between a name's look-up and its removal.
     change: tokio::sync::Mutex<()>,
@@ -163,6 +191,10 @@ impl Images {
             space,
             in_use: Mutex::default(),
             water: options.water,
+            parallel_downloads: options.parallel_downloads.max(1),
+            events: options.events,
+            counts: Arc::default(),
+            grown: tokio::sync::Notify::new(),
             patience,
             change: tokio::sync::Mutex::default(),
             removal: tokio::sync::RwLock::default(),
@@ -195,9 +227,14 @@ impl Images {
         self.load_config(record).await
     }
 
-    /// Notes that an image was used, so that it is collected last.
+    /// Notes that an image was used: it is collected last, and not at all for [`Water::min_age_s`]. Waits for a collection
+    /// that runs: `NotFound` where that took the image.
     pub async fn touch(&self, image: &Image) -> Result<(), ImageError> {
+        let _one = self.0.change.lock().await;
         let same: Vec<_> = self.0.records.all().into_iter().filter(|it| it.config == image.record.config).collect();
+        if same.is_empty() {
+            return Err(ImageError::NotFound(image.id().to_string()));
+        }
         self.0.records.touch(&same).await.map_err(ImageError::from)
     }
 
@@ -261,14 +298,29 @@ impl Images {
             layers: self.0.layers.clone(),
             room: Arc::new(move || space.left()),
             patience: self.0.patience,
+            fetched: self.0.counts.fetched.clone(),
         }
     }
 
-    /// Counts anew what the unpacked layers take.
+    /// Counts what came, and has the collector look at it.
+    async fn grew(&self) {
+        self.measure().await;
+        self.0.grown.notify_one();
+    }
+
+    /// Counts anew what the blobs and the unpacked layers take.
     async fn measure(&self) {
         match self.0.layers.list().await {
             Ok(layers) => self.0.space.set_layers(layers.iter().map(|it| it.bytes).sum()),
             Err(error) => tracing::warn!(%error, "the unpacked layers cannot be counted"),
         }
+        let space = self.0.space.clone();
+        let used = tokio::task::spawn_blocking(move || space.used()).await.unwrap_or(0);
+        self.0.counts.store_bytes.set(i64::try_from(used).unwrap_or(i64::MAX));
+    }
+
+    /// Tells of an image as people call it.
+    fn tell(&self, owner: &Owner, id: &str, name: &str, action: Action) {
+        self.0.events.tell(owner, Kind::Image, id, &local::familiar(name), action);
     }
 }

@@ -1,4 +1,4 @@
-//! Pull: name → index → manifest → configuration → layers, three at a time → the record.
+//! Pull: name → index → manifest → configuration → layers, some at a time → the record.
 //!
 //! Always true:
 //! - The record is written last: a name always stands for a whole image. Blobs are durable then; unpacked layers are synced
@@ -28,15 +28,13 @@ use super::{
 };
 use crate::{
     content::{ContentError, Digest},
+    event::Action,
     lease,
     owner::Owner,
     platform::Platform,
     reference::ImageRef,
     registry::Credentials,
 };
-
-/// Layers on their way at once.
-const PARALLEL: usize = 3;
 
 /// When the registry is asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,6 +307,19 @@ impl Images {
         remote: Arc<dyn Remote>,
         events: &mpsc::Sender<PullEvent>,
     ) -> Result<Pulled, PullError> {
+        let result = self.pull_uncounted(request, remote, events).await;
+        self.0.counts.pulled(&result);
+        // Also where it failed: what came meanwhile is on the disk.
+        self.grew().await;
+        result
+    }
+
+    async fn pull_uncounted(
+        &self,
+        request: &PullRequest,
+        remote: Arc<dyn Remote>,
+        events: &mpsc::Sender<PullEvent>,
+    ) -> Result<Pulled, PullError> {
         let image = request.name.familiar();
         let want = request.platform.clone().unwrap_or_else(Platform::host);
         let local = self.local(request, &want).await;
@@ -335,6 +346,7 @@ impl Images {
         let record = puller.fetch(&resolved, request).await?;
         let changed = before.is_none_or(|it| it.record.target != record.target);
         let config = Arc::new(resolved.config);
+        self.tell(&request.owner, &image, &image, Action::Pulled);
         Ok(Pulled { image: Image { record, config }, changed, offline: None })
     }
 
@@ -537,7 +549,7 @@ impl Puller<'_> {
                 let (fetcher, wanted) = (&fetcher, &wanted[n]);
                 async move { (n, self.layer(fetcher, wanted).await) }
             })
-            .buffer_unordered(PARALLEL);
+            .buffer_unordered(self.images.0.parallel_downloads);
         while let Some((n, result)) = all.next().await {
             match result {
                 Ok(layer) => done[n] = Some(layer),

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     content::{ContentError, Digest},
+    event::Action,
     owner::Owner,
     reference::ImageRef,
     registry::{Credentials, Pushed as BlobPushed},
@@ -168,6 +169,7 @@ impl Images {
         pusher.blob(&manifest.config).await?;
         let digest = pusher.manifest(&record, manifest.media_type.as_deref().unwrap_or(OCI_MANIFEST)).await?;
         self.pushed(&record, &request.name).await?;
+        self.tell(&request.owner, &image, &image, Action::Pushed);
         Ok(digest)
     }
 

@@ -69,17 +69,21 @@ impl Images {
         image: &str,
     ) -> Result<(), PullError> {
         let need = self.need(manifest, diff_ids).await;
+        let no_space =
+            |free| PullError::NoSpace { path: self.0.space.dir(), free, need, layer: None, image: image.to_owned() };
+        self.room_for(need).await.map_err(no_space)
+    }
+
+    /// Sees whether so many bytes will fit, and collects garbage where they would not; what is left where they still do not.
+    pub(super) async fn room_for(&self, need: u64) -> Result<(), u64> {
         if need == 0 || self.left().await >= need {
             return Ok(());
         }
         if let Err(error) = self.collect(need).await {
-            tracing::warn!(%error, image, "garbage collection for a pull failed");
+            tracing::warn!(%error, need, "garbage collection to make room failed");
         }
         let free = self.left().await;
-        if free >= need {
-            return Ok(());
-        }
-        Err(PullError::NoSpace { path: self.0.space.dir(), free, need, layer: None, image: image.to_owned() })
+        if free >= need { Ok(()) } else { Err(free) }
     }
 
     /// Bytes that the missing parts of an image will take, guessed where they are not known.

@@ -46,6 +46,8 @@ pub(crate) struct Faults {
     pub corrupt: u32,
     /// Between two pieces.
     pub pause: Duration,
+    /// Blobs begin only when so many are asked for at once.
+    pub together: Option<Arc<tokio::sync::Barrier>>,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +57,27 @@ pub(crate) struct FakeRegistry {
     pub faults: Mutex<Faults>,
     /// Bytes of blobs sent, by blob.
     pub sent: Mutex<BTreeMap<Digest, usize>>,
+    /// Blobs being sent, and the most there ever were.
+    pub busy: Arc<Mutex<(usize, usize)>>,
+}
+
+/// A blob being sent.
+struct Busy(Arc<Mutex<(usize, usize)>>);
+
+impl Busy {
+    fn new(busy: &Arc<Mutex<(usize, usize)>>) -> Self {
+        let mut counts = lock(busy);
+        counts.0 += 1;
+        counts.1 = counts.1.max(counts.0);
+        drop(counts);
+        Self(busy.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        lock(&self.0).0 -= 1;
+    }
 }
 
 impl FakeRegistry {
@@ -151,6 +174,11 @@ impl Remote for Client {
     fn blob<'a>(&'a self, blob: &'a Descriptor, from: u64) -> BoxFuture<'a, Result<Body, Failure>> {
         Box::pin(async move {
             self.0.begin()?;
+            let busy = Busy::new(&self.0.busy);
+            let together = self.0.faults().together.clone();
+            if let Some(together) = together {
+                together.wait().await;
+            }
             let whole = lock(&self.0.blobs).get(&blob.digest).cloned().ok_or_else(|| failure("not_found", false))?;
             let mut rest = whole.slice(usize::try_from(from).unwrap()..);
             let (cut, pause, corrupt) = {
@@ -175,6 +203,7 @@ impl Remote for Client {
             }
             let (registry, digest) = (self.0.clone(), blob.digest);
             let body = stream::iter(pieces).then(move |piece| {
+                let _ = &busy; // Until the whole body was taken, or given up.
                 let registry = registry.clone();
                 async move {
                     tokio::time::sleep(pause).await;
@@ -263,17 +292,21 @@ impl Board {
     }
 
     pub async fn with_quota(quota: Option<u64>) -> Self {
+        Self::with(|options| options.quota = quota).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Options)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("state")).unwrap().0;
         let (registry, layers) = (Arc::<FakeRegistry>::default(), Arc::<FakeLayers>::default());
-        let images = open(&dir, &state, &layers, quota).await;
+        let images = open(&dir, &state, &layers, change).await;
         Self { dir, state, registry, layers, images }
     }
 
     /// The agent again.
     pub async fn restart(&mut self) {
-        self.images = open(&self.dir, &self.state, &self.layers, None).await;
+        self.images = open(&self.dir, &self.state, &self.layers, |_| {}).await;
     }
 
     pub async fn pull(&self, request: &PullRequest) -> (Result<super::Pulled, super::PullError>, Vec<PullEvent>) {
@@ -288,8 +321,14 @@ impl Board {
     }
 }
 
-async fn open(dir: &tempfile::TempDir, state: &State, layers: &Arc<FakeLayers>, quota: Option<u64>) -> Images {
-    let options = Options { data: dir.path().to_owned(), quota, water: Water { min_age_s: 0, ..Water::default() } };
+async fn open(
+    dir: &tempfile::TempDir,
+    state: &State,
+    layers: &Arc<FakeLayers>,
+    change: impl FnOnce(&mut Options),
+) -> Images {
+    let mut options = Options { water: Water { min_age_s: 0, ..Water::default() }, ..Options::new(dir.path()) };
+    change(&mut options);
     let registry = Registry::new(crate::registry::Options::default()).unwrap();
     let leases = Leases::new(state.clone());
     Images::with(options, state.clone(), leases, registry, layers.clone(), Duration::from_millis(1)).await.unwrap()

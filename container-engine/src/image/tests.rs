@@ -44,6 +44,52 @@ async fn an_image_is_pulled_once() {
 }
 
 #[tokio::test]
+async fn as_many_layers_come_at_once_as_were_asked_for() {
+    for parallel in [1, 2, 4] {
+        let board = Board::with(|options| options.parallel_downloads = parallel).await;
+        let layers: Vec<_> = (1..=4).map(|seed| bytes(seed, 5000)).collect();
+        board.registry.image(&"reg.x/app".parse().unwrap(), &host(), &layers);
+        // With fewer at once none would begin; that there are no more, the registry counts.
+        board.registry.faults().together = Some(Arc::new(tokio::sync::Barrier::new(parallel)));
+        board.pull(&request("reg.x/app")).await.0.unwrap();
+        let most = board.registry.busy.lock().unwrap().1;
+        assert_eq!(most, parallel);
+    }
+}
+
+#[tokio::test]
+async fn a_pull_is_counted_and_told() {
+    use crate::event::{Filter, Next};
+    let metrics = board::metrics::Metrics::new();
+    let (mut board, _) = board_with("reg.x/app", &[5000, 3000]).await;
+    board.images.register(&metrics);
+    let mut events = board.images.0.events.subscribe(Filter::default(), None);
+    board.pull(&request("reg.x/app")).await.0.unwrap();
+    board.pull(&request("reg.x/app")).await.0.unwrap();
+    board.registry.faults().down = true;
+    board.pull(&request("reg.x/app")).await.0.unwrap();
+    board.pull(&request("reg.x/other")).await.0.unwrap_err();
+    let text = metrics.encode();
+    for line in [
+        "edge_agent_image_fetched_bytes_total 8000",
+        "edge_agent_image_pulls_total{result=\"changed\"} 1",
+        "edge_agent_image_pulls_total{result=\"current\"} 1",
+        "edge_agent_image_pulls_total{result=\"offline\"} 1",
+        "edge_agent_image_pulls_total{result=\"failed\"} 1",
+    ] {
+        assert!(text.lines().any(|it| it == line), "{line} is not in {text}");
+    }
+    let stored = text.lines().find_map(|it| it.strip_prefix("edge_agent_image_store_bytes ")).unwrap();
+    assert!(stored.parse::<u64>().unwrap() > 16_000, "layers, their blobs and documents: {stored}");
+    let mut told = Vec::new();
+    while let Some(Next::Event(event)) = events.try_next() {
+        told.push((event.id.clone(), event.action.docker(event.kind)));
+    }
+    assert_eq!(told, [("reg.x/app:latest".to_owned(), "pull"), ("reg.x/app:latest".to_owned(), "pull")]);
+    board.restart().await;
+}
+
+#[tokio::test]
 async fn a_cut_download_goes_on_where_it_was() {
     let (board, layers) = board_with("reg.x/app", &[20_000, 10_500]).await;
     *board.registry.faults() = testing::Faults { cut_after: Some(3000), refuse: 2, ..Default::default() };

@@ -53,7 +53,10 @@ use self::{
     host::{Host, lock},
     record::{Sandbox, key},
 };
-use crate::owner::Owner;
+use crate::{
+    event::{Action, Kind},
+    owner::Owner,
+};
 
 /// Whether the kernel answers questions about nf_tables, which masquerading and published ports stand on. Blocking.
 pub fn has_nf_tables() -> bool {
@@ -121,6 +124,7 @@ impl Networks {
         }
         self.0.copy(&key, &network);
         drop(guard);
+        self.0.tell(&network, Action::Created);
         Ok(network)
     }
 
@@ -157,6 +161,7 @@ impl Networks {
         }
         self.0.forget::<Network>(&key).await?;
         drop(guard);
+        self.0.tell(&network, Action::Removed);
         Ok(())
     }
 
@@ -246,6 +251,10 @@ impl Inner {
             self.copy(&key, &network);
         }
         Ok(batch)
+    }
+
+    fn tell(&self, network: &Network, action: Action) {
+        self.options.events.tell(&network.owner, Kind::Network, &network.name, &network.name, action);
     }
 
     /// Subnets of the host that networks must not hide.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     container::{NetworkMode, PortMapping, Protocol},
+    event::Events,
     owner::Owner,
 };
 
@@ -19,7 +20,7 @@ use crate::{
 pub const DEFAULT_NETWORK: &str = "bridge";
 
 /// How networks are made on this board.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// `RUN`: namespaces are held in `netns/`, copies of the records lie in `network/`.
     pub run_dir: PathBuf,
@@ -37,6 +38,8 @@ pub struct Options {
     pub resolv_conf: PathBuf,
     /// Host plugins instead of the default network.
     pub cni: Option<CniOptions>,
+    /// Who hears what is made and removed.
+    pub events: Events,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             mtu: None,
             resolv_conf: "/etc/resolv.conf".into(),
             cni: None,
+            events: Events::new(),
         }
     }
 }

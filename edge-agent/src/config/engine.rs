@@ -20,6 +20,8 @@ use super::{
 
 /// Smallest quota of images: less holds none.
 const MIN_QUOTA: u64 = 64 << 20;
+/// Most layers of a pull at once: each is a connection and a process that unpacks.
+const MAX_DOWNLOADS: usize = 32;
 /// Largest seccomp profile.
 const MAX_PROFILE: u64 = 4 << 20;
 
@@ -34,6 +36,8 @@ pub struct EngineConfig {
     pub quota: Option<u64>,
     /// When unused images go.
     pub water: Water,
+    /// Layers of one pull on their way at once.
+    pub parallel_downloads: usize,
     /// How registries are reached, mirrors included.
     pub registry: registry::Options,
     /// Control group above `edge.slice`; empty: none.
@@ -71,6 +75,7 @@ impl EngineConfig {
             registry: self.registry.clone(),
             quota: self.quota,
             water: self.water,
+            parallel_downloads: self.parallel_downloads,
             ..Options::new(data_dir, run_dir)
         }
     }
@@ -117,6 +122,9 @@ pub(super) fn check(raw: raw::Engine, data_dir: &Path) -> Result<EngineConfig, W
     if raw.low_water >= raw.high_water {
         return wrong("engine.low_water", format!("{} is not below engine.high_water", raw.low_water));
     }
+    if !(1..=MAX_DOWNLOADS).contains(&raw.parallel_downloads) {
+        return wrong("engine.parallel_downloads", format!("{}; from 1 to {MAX_DOWNLOADS}", raw.parallel_downloads));
+    }
     if raw.log_max_size.0 < 4096 {
         return wrong("engine.log_max_size", format!("{} bytes; at least 4KiB", raw.log_max_size.0));
     }
@@ -138,6 +146,7 @@ pub(super) fn check(raw: raw::Engine, data_dir: &Path) -> Result<EngineConfig, W
         bridge: bridge(raw.bridge)?,
         quota: raw.quota.map(|it| it.0),
         water: Water { high: raw.high_water, low: raw.low_water, ..Water::default() },
+        parallel_downloads: raw.parallel_downloads,
         registry: registry::Options {
             mirrors: mirrors(raw.mirrors)?,
             insecure,

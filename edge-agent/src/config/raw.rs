@@ -210,6 +210,8 @@ pub struct Engine {
     pub high_water: u8,
     /// Per cent at which that ends.
     pub low_water: u8,
+    /// Layers of one pull on their way at once.
+    pub parallel_downloads: usize,
     /// Instead of a registry, in this order; the registry itself comes last.
     pub mirrors: BTreeMap<String, Vec<String>>,
     /// Registries that may speak plain HTTP or show any certificate.
@@ -250,6 +252,7 @@ impl Default for Engine {
             quota: None,
             high_water: water.high,
             low_water: water.low,
+            parallel_downloads: container_engine::image::PARALLEL_DOWNLOADS,
             mirrors: BTreeMap::new(),
             insecure: Vec::new(),
             certs_dir: "/etc/docker/certs.d".into(),

@@ -124,6 +124,7 @@ fn the_engine() {
         ("runtime = \"/nonexistent/runc\"", &["engine.runtime", "/nonexistent/runc"]),
         ("cgroup_parent = \"a/../b\"", &["engine.cgroup_parent"]),
         ("bridge = \"a-name-that-is-too-long\"", &["engine.bridge", "edge0"]),
+        ("parallel_downloads = 0", &["engine.parallel_downloads", "from 1 to 32"]),
         ("docker_socket = true", &["engine.docker_socket", "not available yet"]),
         ("high_water = 70\nlow_water = 80", &["engine.low_water", "below"]),
         ("quota = \"1MiB\"", &["engine.quota", "64MiB"]),

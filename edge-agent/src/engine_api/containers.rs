@@ -10,6 +10,7 @@ use axum::{
     routing::{get, post, put},
 };
 use container_engine::{
+    commit::CommitRequest,
     container::{
         ContainerId, ContainerSpec, Created, ExecSpec, Exit, Inspect, ListFilter, PathStat, Process, Pruned,
         PutOptions, RemoveOptions, Resources, Seccomp, Started, Stats, Summary, TtySize, WaitFor,
@@ -22,7 +23,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::{Api, ApiError, Given, Whose, json_parameter, line, ndjson, streams};
+use super::{Api, ApiError, Given, Whose, json_parameter, line, ndjson, streams, wire::Committed};
 
 /// Largest specification of an exec.
 const MAX_EXEC: usize = 1 << 20;
@@ -50,6 +51,7 @@ pub fn routes() -> Router<Api> {
         .route("/attach", post(attach))
         .route("/exec", post(exec))
         .route("/stat", get(stat))
+        .route("/commit", post(commit))
         .route("/archive", put(put_archive).layer(DefaultBodyLimit::disable()).get(get_archive))
         .route("/connect", post(super::networks::connect))
         .route("/disconnect", post(super::networks::disconnect));
@@ -353,6 +355,17 @@ async fn exec(
             Ok(streams::switching())
         }
     }
+}
+
+async fn commit(
+    State(api): State<Api>,
+    whose: Whose,
+    Path(name): Path<String>,
+    Given(request): Given<CommitRequest>,
+) -> Answer<Committed> {
+    let id = api.container(&whose, &name)?;
+    let image = api.engine()?.commit(&id, whose.or_local(), request).await?;
+    Ok(Json(Committed { id: image.id().to_string(), image: image.record.name }))
 }
 
 #[derive(Deserialize)]

@@ -6,6 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use container_engine::{
+    commit::CommitError,
     container::{ContainerError, CreateError, ResolveError, StartError},
     image::{ArchiveError, GcError, ImageError, PullError, PushError},
     network::{AttachError, NetworkError},
@@ -101,7 +102,7 @@ macro_rules! with_exit_code {
     };
 }
 
-with_code!(ResolveError, CreateError, NetworkError, AttachError, VolumeError);
+with_code!(ResolveError, CreateError, CommitError, NetworkError, AttachError, VolumeError);
 with_code!(ArchiveError, GcError, ImageError, PullError, PushError, RegistryError);
 with_exit_code!(StartError, ContainerError);
 

@@ -8,7 +8,6 @@ use axum::{
 use container_engine::{
     container::{ContainerId, ListFilter},
     engine::Engine,
-    event::{Action, Kind},
     owner::Owner,
     volume::{NewVolume, Volume, VolumeError, Volumes},
 };
@@ -61,10 +60,6 @@ fn info(engine: &Engine, volume: Volume) -> VolumeInfo {
     }
 }
 
-fn tell(engine: &Engine, owner: &Owner, name: &str, action: Action) {
-    engine.events().publish(owner, Kind::Volume, name, action, std::collections::BTreeMap::new());
-}
-
 async fn list(State(api): State<Api>, whose: Whose) -> Answer<Vec<VolumeInfo>> {
     let engine = api.engine()?;
     let volumes = blocking(&engine, move |volumes| volumes.list(whose.0.as_ref())).await?;
@@ -82,7 +77,6 @@ async fn create(State(api): State<Api>, whose: Whose, Given(spec): Given<VolumeS
     let new = NewVolume { labels: spec.labels, anonymous };
     let (of, called) = (owner.clone(), name.clone());
     let volume = blocking(&engine, move |volumes| volumes.create(&of, &called, new)).await?;
-    tell(&engine, &owner, &name, Action::Created);
     Ok(Json(info(&engine, volume)))
 }
 
@@ -106,7 +100,6 @@ async fn remove_one(engine: &Engine, owner: &Owner, name: &str) -> Result<(), Ap
         (!users.is_empty()).then(|| users.join(", "))
     };
     blocking(engine, move |volumes| volumes.remove(&of, &called, used)).await?;
-    tell(engine, owner, name, Action::Removed);
     Ok(())
 }
 

@@ -193,6 +193,15 @@ pub struct VolumeSpec {
     pub labels: BTreeMap<String, String>,
 }
 
+/// An image that was made of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committed {
+    /// Digest of its configuration.
+    pub id: String,
+    /// Its name, normalised; empty where it has none.
+    pub image: String,
+}
+
 /// What `prune` removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {

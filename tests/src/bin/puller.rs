@@ -6,7 +6,7 @@ use std::{io::Write, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 use container_engine::{
-    image::{Images, Options, PullPolicy, PullRequest, Water},
+    image::{Images, Options, PullPolicy, PullRequest},
     lease::Leases,
     owner::Owner,
     registry::{self, Credentials, Registry},
@@ -44,7 +44,7 @@ async fn pull(args: &[std::ffi::OsString]) -> Result<serde_json::Value> {
     let state = State::open(&data.join("state"))?.0;
     let snapshots = Snapshots::open(data, &std::env::current_exe()?)?;
     let registry = Registry::new(registry::Options::default())?;
-    let options = Options { data: data.to_owned(), quota: None, water: Water::default() };
+    let options = Options::new(data);
     let images = Images::open(options, state.clone(), Leases::new(state.clone()), registry, snapshots).await?;
     let request = PullRequest {
         name: image.to_string_lossy().parse()?,

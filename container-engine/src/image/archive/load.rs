@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     content::{CHUNK, Content, Digest},
+    event::Action,
     lease,
     owner::Owner,
     platform::Platform,
@@ -120,6 +121,7 @@ impl Images {
         for ready in ready {
             loaded.push(self.keep(request, ready, events).await?);
         }
+        self.grew().await;
         Ok(loaded)
     }
 
@@ -160,6 +162,7 @@ impl Images {
             record = self.name(Record { name, ..nameless.clone() }).await?;
         }
         let names = ready.names.iter().map(ImageRef::familiar).collect();
+        self.tell(&request.owner, &record.config.to_string(), &label, Action::Loaded);
         Ok(Loaded { names, image: Image { record, config: ready.config.into() } })
     }
 }

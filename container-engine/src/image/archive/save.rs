@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     content::{Content, Digest},
+    event::Action,
     owner::Owner,
     reference::ImageRef,
 };
@@ -56,6 +57,7 @@ impl Images {
             let item = items.entry(record.manifest).or_insert(Item { record, manifest, size, names: Vec::new() });
             item.names.extend(named);
         }
+        let saved: Vec<_> = items.values().map(|it| (it.record.config.to_string(), it.record.name.clone())).collect();
         let content = self.content().clone();
         let write = tokio::task::spawn_blocking(move || {
             let _pins = pins;
@@ -64,7 +66,11 @@ impl Images {
         });
         write
             .await
-            .unwrap_or_else(|error| Err(ArchiveError::Stream { action: "write", source: io::Error::other(error) }))
+            .unwrap_or_else(|error| Err(ArchiveError::Stream { action: "write", source: io::Error::other(error) }))?;
+        for (id, name) in saved {
+            self.tell(owner, &id, &name, Action::Saved);
+        }
+        Ok(())
     }
 }
 

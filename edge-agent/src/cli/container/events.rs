@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use container_engine::event::{Event, Filter, Kind};
+use container_engine::{
+    event::{Event, Filter, Kind},
+    reference::ImageRef,
+};
 use serde_json::{Value, json};
 
 use crate::cli::{
@@ -73,31 +76,17 @@ impl Events {
         };
         Ok(Filter {
             kinds: of("type").iter().map(kind).collect::<Result<_, _>>()?,
-            actions: of("event").iter().map(|name| ours(name).to_owned()).collect(),
-            ids: known[2..6].iter().flat_map(|key| of(key)).collect(),
+            actions: of("event"),
+            ids: known[2..6].iter().flat_map(|key| of(key)).chain(of("image").iter().filter_map(familiar)).collect(),
             labels: of("label"),
             ..Filter::default()
         })
     }
 }
 
-/// Docker's names of events, where ours are others.
-fn ours(name: &str) -> &str {
-    match name {
-        "create" => "created",
-        "start" => "started",
-        "die" => "exited",
-        "kill" => "killed",
-        "destroy" | "delete" => "removed",
-        "pause" => "paused",
-        "unpause" => "unpaused",
-        "rename" => "renamed",
-        "pull" => "pulled",
-        "push" => "pushed",
-        "tag" => "tagged",
-        "untag" => "untagged",
-        other => other,
-    }
+/// An image as events call it: with its tag.
+fn familiar(name: &String) -> Option<String> {
+    name.parse::<ImageRef>().ok().map(|name| name.familiar())
 }
 
 fn shape(event: &Event) -> Value {
@@ -105,8 +94,8 @@ fn shape(event: &Event) -> Value {
         "Time": event.time_ns / 1_000_000_000,
         "TimeNano": event.time_ns,
         "Type": event.kind,
-        "Action": event.action.name(),
-        "Status": event.action.name(),
+        "Action": event.action.docker(event.kind),
+        "Status": event.action.docker(event.kind),
         "ID": event.id,
         "Owner": event.owner.to_string(),
         "Actor": { "ID": event.id, "Attributes": event.attributes },
@@ -123,5 +112,5 @@ fn words(event: &Event) -> String {
     let kind = serde_json::to_value(event.kind).unwrap_or_default();
     let kind = kind.as_str().unwrap_or_default();
     let time = human::rfc3339(Some(event.time_ns));
-    format!("{time} {kind} {} {} ({all})", event.action.name(), event.id)
+    format!("{time} {kind} {} {} ({all})", event.action.docker(event.kind), event.id)
 }

@@ -1,6 +1,7 @@
 //! `edge-agent container …`, with Docker's flags and habits.
 
 mod args;
+mod commit;
 mod copy;
 mod events;
 mod inspect;
@@ -115,6 +116,11 @@ Exit codes: the command's; 125 it could not be run, 126 it cannot be executed, 1
   edge-agent container cp site/. web:/usr/share/nginx/html
   edge-agent container cp web:/var/log - | tar tv")]
     Cp(copy::Copy),
+    /// Make an image of what a container wrote and how it was run
+    #[command(after_help = "Examples:
+  edge-agent container commit -m 'with the tools' shell tools:1
+  edge-agent container commit -c 'CMD [\"httpd\", \"-f\"]' -c 'EXPOSE 80' web registry.example.org/team/web:2")]
+    Commit(commit::Commit),
     /// What happens to containers, images, networks and volumes
     #[command(
         after_help = "Examples:\n  edge-agent container events --filter event=exited\n  edge-agent container events --since 10m --until 0s --json"
@@ -154,6 +160,7 @@ impl Container {
                 Command::Top(it) => it.run(&out).await,
                 Command::Update(it) => it.run(&out).await,
                 Command::Cp(it) => it.run(&out).await,
+                Command::Commit(it) => it.run(&out).await,
                 Command::Events(it) => it.run(&out).await,
                 Command::Port(it) => it.run(&out).await,
             }
