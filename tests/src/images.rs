@@ -38,6 +38,10 @@ pub fn archive(layout: &Path) -> Result<PathBuf> {
 
 /// `layers` layers of `mib` MiB each that do not compress.
 pub fn random(dir: &Path, name: &str, layers: usize, mib: u64) -> Result<PathBuf> {
+    layout(dir, name, &random_layers(dir, name, layers, mib)?)
+}
+
+fn random_layers(dir: &Path, name: &str, layers: usize, mib: u64) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for n in 0..layers {
         let tree = dir.join(format!("{name}-{n}"));
@@ -47,7 +51,7 @@ pub fn random(dir: &Path, name: &str, layers: usize, mib: u64) -> Result<PathBuf
         files.push(tar(&tree, &["."])?);
         fs::remove_dir_all(&tree)?;
     }
-    layout(dir, name, &files)
+    Ok(files)
 }
 
 /// Five layers of this machine's files: about 300 MB, a third of it compressed.
@@ -120,8 +124,49 @@ fn tar(tree: &Path, what: &[&str]) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// One image for several architectures, a layer of 1 MiB each.
+pub fn for_architectures(dir: &Path, name: &str, architectures: &[&str]) -> Result<PathBuf> {
+    let whole = dir.join(name);
+    let blobs = whole.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let mut entries = Vec::new();
+    for architecture in architectures {
+        let one = format!("{name}-{architecture}");
+        let layers = random_layers(dir, &one, 1, 1)?;
+        let one = layout_for(dir, &one, &layers, architecture)?;
+        for blob in fs::read_dir(one.join("blobs/sha256"))? {
+            let blob = blob?;
+            fs::rename(blob.path(), blobs.join(blob.file_name()))?;
+        }
+        let index: serde_json::Value = serde_json::from_slice(&fs::read(one.join("index.json"))?)?;
+        let mut entry = index["manifests"][0].clone();
+        entry["platform"] = serde_json::json!({ "os": "linux", "architecture": architecture });
+        entries.push(entry);
+    }
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = serde_json::json!({ "schemaVersion": 2, "mediaType": kind, "manifests": entries }).to_string();
+    let digest = container_engine::content::Digest::of(index.as_bytes());
+    fs::write(blobs.join(digest.hex()), &index)?;
+    let top = serde_json::json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": kind, "digest": digest, "size": index.len(),
+        "annotations": { "org.opencontainers.image.ref.name": "latest" },
+    }] });
+    fs::write(whole.join("index.json"), top.to_string())?;
+    fs::write(whole.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}")?;
+    Ok(whole)
+}
+
 /// An OCI layout of uncompressed layers, which are compressed with gzip and removed.
 pub fn layout(dir: &Path, name: &str, layers: &[PathBuf]) -> Result<PathBuf> {
+    layout_for(dir, name, layers, architecture())
+}
+
+/// OCI's name of this machine's.
+pub fn architecture() -> &'static str {
+    if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" }
+}
+
+fn layout_for(dir: &Path, name: &str, layers: &[PathBuf], arch: &str) -> Result<PathBuf> {
     let layout = dir.join(name);
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
@@ -145,7 +190,6 @@ pub fn layout(dir: &Path, name: &str, layers: &[PathBuf]) -> Result<PathBuf> {
         ensure!(status.success(), "gzip failed");
         descriptors.push(typed(keep(&PathBuf::from(format!("{}.gz", layer.display())))?, "layer.v1.tar+gzip"));
     }
-    let arch = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
     let document = |value: serde_json::Value| -> Result<serde_json::Value> {
         let path = layout.join("document");
         fs::write(&path, serde_json::to_vec(&value)?)?;

@@ -98,6 +98,16 @@ impl Board {
     }
 }
 
+/// Where nobody watches.
+fn nobody<T>() -> mpsc::Sender<T> {
+    mpsc::channel(1).0
+}
+
+fn push_request(name: &str) -> Result<PushRequest> {
+    let (name, owner, credentials) = (name.parse()?, Owner::Local, Credentials::Anonymous);
+    Ok(PushRequest { name, owner, credentials, all_platforms: false })
+}
+
 fn run(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program).args(args).output().with_context(|| format!("{program} does not start"))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -299,8 +309,7 @@ async fn images_are_pushed_once_and_mounted() -> Result<()> {
         let name = name.clone();
         async move {
             board.images.tag(&Owner::Local, &name, &target).await?;
-            let request =
-                PushRequest { name: target.parse()?, owner: Owner::Local, credentials: Credentials::Anonymous };
+            let request = push_request(&target)?;
             let (events, mut told) = mpsc::channel(1000);
             let digest = board.images.push(&request, &events).await?;
             drop(events);
@@ -378,10 +387,7 @@ async fn pull(bench: &Bench, name: &str) -> Result<Pulled> {
         policy: PullPolicy::Always,
         credentials: Credentials::Anonymous,
     };
-    // Nobody watches: a full channel loses events, nothing else.
-    let (events, told) = mpsc::channel(1);
-    drop(told);
-    Ok(bench.engine.images().pull(&request, &events).await?)
+    Ok(bench.engine.images().pull(&request, &nobody()).await?)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -410,7 +416,7 @@ async fn images_go_by_water_and_those_that_are_held_stay() -> Result<()> {
     engine.leases().add("test", [Resource::Image(held.id())]).await?;
     pull(&bench, idle).await?;
     let all = |engine: &Engine| engine.images().list(None).into_iter().map(|it| it.name).collect::<Vec<_>>();
-    ensure!(all(engine).len() == 5, "nothing goes below the mark: {:?}", all(engine));
+    ensure!(all(engine).len() == 4, "nothing goes below the mark: {:?}", all(engine));
     pull(&bench, newest).await?;
     // By itself, in its own time.
     let gone = async {
@@ -455,8 +461,8 @@ async fn images_networks_and_volumes_tell_what_happens() -> Result<()> {
     let mut events = engine.events().subscribe(Filter::default(), None);
     let id = pull(&bench, &name).await?.image.id().to_string();
     engine.images().tag(&Owner::Local, &name, &further).await?;
-    let request = PushRequest { name: further.parse()?, owner: Owner::Local, credentials: Credentials::Anonymous };
-    engine.images().push(&request, &mpsc::channel(1).0).await?;
+    let request = push_request(&further)?;
+    engine.images().push(&request, &nobody()).await?;
     engine.images().save(&Owner::Local, &[further.clone()], Format::OciArchive, std::io::sink()).await?;
     engine.images().remove(&Owner::Local, &further, false).await?;
     engine.images().remove(&Owner::Local, &name, false).await?;
@@ -557,4 +563,73 @@ async fn images_are_made_of_containers() -> Result<()> {
     ensure!(refused.code() == "invalid" && refused.to_string().contains("RUN make"), "{refused}");
     ensure!(engine.images().list(None).len() == before);
     bench.clear().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_for_several_platforms_are_pushed_whole_where_they_are_here() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let source = Registry::start(&dir.path().join("source"))?;
+    let target = Registry::start(&dir.path().join("target"))?;
+    let layout = images::for_architectures(dir.path(), "wide", &[images::architecture(), "s390x"])?;
+    let (from, name) = (format!("oci:{}:latest", layout.display()), format!("{}/wide:1", source.address));
+    skopeo(&["copy", "--all", "--quiet", "--dest-tls-verify=false", &from, &format!("docker://{name}")])?;
+    let raw = |name: &str| {
+        let text = skopeo(&["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")])?;
+        anyhow::Ok((Digest::of(text.as_bytes()), serde_json::from_str::<serde_json::Value>(&text)?))
+    };
+    let (index, _) = raw(&name)?;
+    let board = Board::open(&dir.path().join("data")).await?;
+    let push = async |board: &Board, to: &str, all_platforms: bool| {
+        board.images.tag(&Owner::Local, &name, to).await?;
+        let (events, mut told) = mpsc::channel(1000);
+        let pushed = board.images.push(&PushRequest { all_platforms, ..push_request(to)? }, &events).await;
+        drop(events);
+        let mut notes = String::new();
+        while let Some(event) = told.recv().await {
+            if let PushEvent::Note { text } = event {
+                notes += &text;
+            }
+        }
+        anyhow::Ok((pushed, notes))
+    };
+    // Pulled for this board alone: that is what can be pushed, and it is said.
+    let pulled = board.pull(&name).await?;
+    ensure!(pulled.image.record.target == index, "the name means the index");
+    let to = format!("{}/wide:whole", target.address);
+    let refused = push(&board, &to, true).await?.0.err().context("half an image was pushed as a whole")?;
+    ensure!(refused.code() == "not_found" && refused.to_string().contains("linux/s390x"), "{refused}");
+    let to = format!("{}/wide:one", target.address);
+    let (pushed, notes) = push(&board, &to, false).await?;
+    ensure!(pushed? == pulled.image.record.manifest && raw(&to)?.1["layers"].is_array());
+    ensure!(notes.contains("2 platforms") && notes.contains("--all-platforms"), "{notes:?}");
+    // Pulled whole: pushed whole, also after a collection of what nobody needs.
+    let request = PullRequest {
+        name: name.parse()?,
+        owner: Owner::Local,
+        platform: None,
+        policy: PullPolicy::Always,
+        credentials: Credentials::Anonymous,
+    };
+    let whole = board.images.pull_all(&request, &nobody()).await?.image;
+    ensure!(whole.record.others.len() == 3, "a manifest, a configuration and a layer: {:?}", whole.record.others);
+    ensure!(board.pull(&name).await?.image.record.others == whole.record.others, "a further pull forgets nothing");
+    board.images.prune(false).await?;
+    let to = format!("{}/wide:whole", target.address);
+    let (pushed, notes) = push(&board, &to, true).await?;
+    ensure!(pushed? == index && notes.is_empty() && raw(&to)?.0 == index, "{notes:?}");
+    let copy = format!("dir:{}", dir.path().join("copy").display());
+    skopeo(&["copy", "--all", "--quiet", "--src-tls-verify=false", &format!("docker://{to}"), &copy])?;
+    // With its name goes what only it had.
+    for name in [name.clone(), to, format!("{}/wide:one", target.address)] {
+        board.images.remove(&Owner::Local, &name, false).await?;
+    }
+    ensure!(board.images.content().list()?.is_empty(), "{:?}", board.images.content().list()?);
+    // The same from an archive.
+    let loaded = Board::open(&dir.path().join("loaded")).await?;
+    let load = LoadRequest { name: Some(name.parse()?), all_platforms: true, ..LoadRequest::default() };
+    loaded.images.load(&load, fs::File::open(images::archive(&layout)?)?, &nobody()).await?;
+    loaded.images.prune(false).await?;
+    let to = format!("{}/loaded:1", target.address);
+    ensure!(push(&loaded, &to, true).await?.0? == index && raw(&to)?.0 == index);
+    Ok(())
 }

@@ -141,6 +141,7 @@ impl Images {
             created_s: now,
             used_s: now,
             repositories: Vec::new(),
+            others: Vec::new(),
         };
         let record = self.name(record).await.map_err(ImageError::from)?;
         self.grew().await;

@@ -5,6 +5,7 @@
 //! kilobytes are in memory. What was on disk from an earlier try is read and hashed first, by the same thread on the same way.
 
 use std::{
+    future::Future,
     io::{self, Read},
     path::PathBuf,
     sync::Arc,
@@ -84,7 +85,11 @@ impl Fetcher {
         loop {
             let result = match self.content.size(&wanted.blob.digest) {
                 Some(_) => self.unpack_blob(wanted, flight, turn.clone()).await,
-                None => self.fetch_blob(remote, wanted, flight, turn.clone()).await,
+                None => {
+                    let (pieces, receiver) = mpsc::channel(WAITING);
+                    let unpack = self.unpack(wanted, receiver);
+                    self.fetch_blob(remote, wanted, flight, turn.clone(), Some(pieces), unpack).await
+                }
             };
             match result {
                 Ok(layer) => {
@@ -99,6 +104,26 @@ impl Fetcher {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Sees to it that the blob is here, not unpacked; the caller has pinned it.
+    pub async fn blob(&self, remote: &dyn Remote, wanted: &Wanted, flight: &Flight) -> Result<(), PullError> {
+        let turn = Arc::new(flight.turn.clone().lock_owned().await);
+        let mut wrong = 0;
+        while self.content.size(&wanted.blob.digest).is_none() {
+            let nothing = async { Ok(()) };
+            match self.fetch_blob(remote, wanted, flight, turn.clone(), None, nothing).await {
+                // As with layers: what was on disk from before may be to blame, once.
+                Err(error) if error.is_damage() && wrong == 0 => wrong += 1,
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    flight.progress.send_replace(LayerStatus::Done);
+                    return Ok(());
+                }
+            }
+        }
+        flight.progress.send_replace(LayerStatus::Exists);
+        Ok(())
     }
 
     async fn present(&self, wanted: &Wanted) -> Option<Unpacked> {
@@ -131,23 +156,25 @@ impl Fetcher {
         Ok(unpacked)
     }
 
-    async fn fetch_blob(
+    /// Fetches a blob, and hands its bytes to `unpack` over `pieces` where somebody takes them.
+    async fn fetch_blob<T>(
         &self,
         remote: &dyn Remote,
         wanted: &Wanted,
         flight: &Flight,
         turn: Turn,
-    ) -> Result<Unpacked, PullError> {
+        pieces: Option<mpsc::Sender<io::Result<Bytes>>>,
+        unpack: impl Future<Output = Result<T, PullError>>,
+    ) -> Result<T, PullError> {
         let (content, blob, source) = (self.content.clone(), wanted.blob.clone(), wanted.source.clone());
         let opened = tokio::task::spawn_blocking(move || content.ingest(blob.digest, Some(blob.size), &source)).await;
         let ingest = joined(opened, wanted)?.map_err(|source| wanted.content(source))?;
         let offset = ingest.offset();
         let (bytes, arriving) = mpsc::channel(WAITING);
-        let (pieces, receiver) = mpsc::channel(WAITING);
         let room = self.room.clone();
         let write = tokio::task::spawn_blocking(move || {
             let _turn = turn; // Until the file is closed nobody else opens it.
-            Writer { ingest, pieces: Some(pieces), room, looked: 0, safe: 0, since: Instant::now() }.run(arriving)
+            Writer { ingest, pieces, room, looked: 0, safe: 0, since: Instant::now() }.run(arriving)
         });
         let broken = CancellationToken::new();
         let download = async {
@@ -157,7 +184,7 @@ impl Fetcher {
             }
         };
         let unpack = async {
-            let result = self.unpack(wanted, receiver).await;
+            let result = unpack.await;
             // One that only needs the layers below is unpacked once they are there, from the blob: that is fetched on.
             if result.as_ref().is_err_and(|error| !error.needs_below()) {
                 broken.cancel();

@@ -166,6 +166,7 @@ fn unreferenced(scene: &Scene, kept: &[&Record], spare: bool) -> Plan {
     let unpacked: BTreeSet<_> = scene.layers.iter().map(|(diff_id, _)| *diff_id).collect();
     for record in kept {
         blobs.extend([record.target, record.manifest, record.config]);
+        blobs.extend(&record.others);
         layers.extend(&record.layers);
         let leased = is_leased(scene, record);
         for (n, blob) in record.blobs.iter().enumerate() {
@@ -366,6 +367,11 @@ mod tests {
         let mut blob = all.clone();
         blob.held = [Resource::Blob(record("a", 1).blobs[0])].into();
         check(&blob, Goal::Free(9999), &["", "a", "b"], 329);
+        let other = Digest::of(b"for another platform");
+        let mut wide = scene(vec![Record { others: vec![other], ..record("wide", 1) }]);
+        wide.blobs.push((other, 1000));
+        check(&wide, Goal::Free(11), &["wide"], 1113); // Never spared: they lie unpacked nowhere.
+        check(&wide, Goal::Unreferenced, &[], 0);
         let mut young = scene(vec![Record { used_s: 990, ..record("young", 1) }, record("old", 2)]);
         check(&young, Goal::Free(9999), &["old"], 113 + 10);
         check(&young, Goal::Unused, &["old", "young"], 226);

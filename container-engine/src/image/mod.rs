@@ -17,6 +17,7 @@ mod flight;
 mod gc;
 mod local;
 pub mod manifest;
+mod platforms;
 mod pull;
 mod push;
 mod record;

@@ -329,8 +329,7 @@ impl Images {
             (PullPolicy::Never, None) => return Err(PullError::Absent { image }),
             _ => {}
         }
-        let pins = std::sync::Mutex::default();
-        let puller = Puller { images: self, remote: &*remote, name: &request.name, image: &image, events, pins };
+        let puller = Puller::new(self, &*remote, &request.name, &image, events);
         let first = match puller.ask(&request.name).await {
             Ok(first) => first,
             Err(PullError::Resolve { source, .. }) if source.transient && local.is_some() => {
@@ -363,18 +362,28 @@ impl Images {
     }
 }
 
-struct Puller<'a> {
-    images: &'a Images,
-    remote: &'a dyn Remote,
-    name: &'a ImageRef,
-    image: &'a str,
-    events: &'a mpsc::Sender<PullEvent>,
+pub(super) struct Puller<'a> {
+    pub images: &'a Images,
+    pub remote: &'a dyn Remote,
+    pub name: &'a ImageRef,
+    pub image: &'a str,
+    pub events: &'a mpsc::Sender<PullEvent>,
     /// What this pull has looked for, against its removal meanwhile.
     pins: std::sync::Mutex<Vec<Pins>>,
 }
 
-impl Puller<'_> {
-    async fn pin(&self, digests: impl IntoIterator<Item = Digest>) {
+impl<'a> Puller<'a> {
+    pub fn new(
+        images: &'a Images,
+        remote: &'a dyn Remote,
+        name: &'a ImageRef,
+        image: &'a str,
+        events: &'a mpsc::Sender<PullEvent>,
+    ) -> Self {
+        Self { images, remote, name, image, events, pins: std::sync::Mutex::default() }
+    }
+
+    pub async fn pin(&self, digests: impl IntoIterator<Item = Digest>) {
         let pins = self.images.pin(digests).await;
         self.pins.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(pins);
     }
@@ -442,7 +451,7 @@ impl Puller<'_> {
     }
 
     /// The manifest of an index's entry, from the disk where it is there.
-    async fn manifest_of(&self, entry: &Descriptor) -> Result<RawManifest, PullError> {
+    pub async fn manifest_of(&self, entry: &Descriptor) -> Result<RawManifest, PullError> {
         let digest = entry.digest;
         if let Some(bytes) = self.stored(digest, MAX_MANIFEST).await {
             return Ok(RawManifest { bytes, media_type: entry.media_type.clone(), digest });
@@ -455,7 +464,7 @@ impl Puller<'_> {
         Ok(RawManifest { digest, ..raw })
     }
 
-    async fn config(&self, config: &Descriptor) -> Result<Bytes, PullError> {
+    pub async fn config(&self, config: &Descriptor) -> Result<Bytes, PullError> {
         if let Some(bytes) = self.stored(config.digest, MAX_CONFIG).await {
             return Ok(bytes);
         }
@@ -473,7 +482,7 @@ impl Puller<'_> {
     }
 
     /// A small blob that is here and sound; a damaged one is set aside.
-    async fn stored(&self, digest: Digest, max: u64) -> Option<Bytes> {
+    pub async fn stored(&self, digest: Digest, max: u64) -> Option<Bytes> {
         self.pin([digest]).await;
         let content = self.images.0.content.clone();
         let read = tokio::task::spawn_blocking(move || match content.read(&digest, max) {
@@ -488,7 +497,7 @@ impl Puller<'_> {
         read.await.ok().flatten()
     }
 
-    async fn put(&self, raw: &RawManifest) -> Result<(), PullError> {
+    pub async fn put(&self, raw: &RawManifest) -> Result<(), PullError> {
         let got = Digest::of(&raw.bytes);
         if got != raw.digest {
             return Err(self.content(raw.digest)(ContentError::Mismatch { want: raw.digest, got }));
@@ -519,6 +528,7 @@ impl Puller<'_> {
             created_s: lease::now(),
             used_s: lease::now(),
             repositories: vec![request.name.name()],
+            others: self.images.kept_others(request, resolved.target),
         };
         let named = self.images.name(record).await;
         named.map_err(|source| PullError::Record { image: self.image.to_owned(), source })
@@ -593,7 +603,7 @@ impl Puller<'_> {
         result
     }
 
-    fn document(&self, raw: &RawManifest) -> Result<Document, PullError> {
+    pub fn document(&self, raw: &RawManifest) -> Result<Document, PullError> {
         manifest::document(raw.digest, &raw.media_type, &raw.bytes)
             .map_err(|source| PullError::Document { image: self.image.to_owned(), source })
     }

@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 
 use super::{
     Failure, ImageError, Images, Record,
-    manifest::{Descriptor, MAX_MANIFEST, OCI_MANIFEST},
+    manifest::{Descriptor, ImageIndex, MAX_MANIFEST, Manifest, OCI_INDEX, OCI_MANIFEST},
+    platforms::{self, Here},
 };
 use crate::{
     content::{ContentError, Digest},
@@ -34,6 +35,8 @@ pub struct PushRequest {
     pub owner: Owner,
     /// For the registry.
     pub credentials: Credentials,
+    /// All that the image's index names, and the index; only what is for this board where it is not set.
+    pub all_platforms: bool,
 }
 
 /// How far a blob is.
@@ -69,6 +72,11 @@ pub enum PushEvent {
         #[serde(flatten)]
         status: PushStatus,
     },
+    /// Something that a person should know.
+    Note {
+        /// In words.
+        text: String,
+    },
 }
 
 /// Why an image was not pushed.
@@ -82,6 +90,18 @@ pub enum PushError {
     NoTag {
         /// Which.
         image: String,
+    },
+    /// Not everything that the index names is here.
+    #[error(
+        "of {image} there is nothing here for {}: get it with `image pull --all-platforms` or `image load --all-platforms`, \
+         or push what is for this board alone",
+        missing.join(", ")
+    )]
+    Incomplete {
+        /// Which.
+        image: String,
+        /// Platforms that are missing.
+        missing: Vec<String>,
     },
     /// A compressed layer was given up for room, and the registry does not have it.
     #[error("layer {layer} of {image} is here in its unpacked form only: pull the image again, then push")]
@@ -125,7 +145,7 @@ impl PushError {
         match self {
             Self::Image(error) => error.code(),
             Self::NoTag { .. } => "invalid",
-            Self::Missing { .. } => "not_found",
+            Self::Missing { .. } | Self::Incomplete { .. } => "not_found",
             Self::Damaged { .. } => "internal",
             Self::Blob { source, .. } | Self::Manifest { source, .. } => source.code,
         }
@@ -136,7 +156,7 @@ impl PushError {
         match self {
             Self::Image(error) => error.is_transient(),
             Self::Blob { source, .. } | Self::Manifest { source, .. } => source.transient,
-            Self::NoTag { .. } | Self::Missing { .. } | Self::Damaged { .. } => false,
+            Self::NoTag { .. } | Self::Missing { .. } | Self::Incomplete { .. } | Self::Damaged { .. } => false,
         }
     }
 }
@@ -144,7 +164,8 @@ impl PushError {
 impl Images {
     /// Pushes an image under its name; the digest that the registry knows it by.
     ///
-    /// * Of an image for several platforms, what is here is pushed: the one for this board.
+    /// * Of an image for several platforms the one for this board is pushed, and a note says so; with `all_platforms` the
+    ///   whole, which has to be here.
     /// * Cancelled: the registry keeps the blobs that arrived, and the next push finds them there.
     pub async fn push(&self, request: &PushRequest, events: &mpsc::Sender<PushEvent>) -> Result<Digest, PushError> {
         let image = request.name.familiar();
@@ -153,24 +174,62 @@ impl Images {
         }
         let record = self.find(&request.owner, &request.name.to_string())?;
         let documents = [record.target, record.manifest, record.config];
-        let _pins = self.pin(documents.into_iter().chain(record.blobs.iter().copied())).await;
-        let manifest = self.manifest(&record).await?;
+        let _pins = self.pin(documents.into_iter().chain(record.blobs.iter().chain(&record.others).copied())).await;
         let mount_from = self.mounts(&record, &request.name);
         let pusher = Pusher { images: self, request, image: &image, mount_from: &mount_from, events };
-        // A blob that is in an image twice is sent once.
-        let mut blobs = manifest.layers.clone();
-        blobs.sort_by_key(|it| it.digest);
-        blobs.dedup_by_key(|it| it.digest);
-        let mut all = stream::iter(0..blobs.len()).map(|n| pusher.blob(&blobs[n])).buffer_unordered(PARALLEL);
-        while let Some(result) = all.next().await {
-            result?;
-        }
-        drop(all);
-        pusher.blob(&manifest.config).await?;
-        let digest = pusher.manifest(&record, manifest.media_type.as_deref().unwrap_or(OCI_MANIFEST)).await?;
-        self.pushed(&record, &request.name).await?;
+        let digest = match self.parts(&record, &image, request.all_platforms).await? {
+            Parts::One { of: platforms } => {
+                if platforms > 1 {
+                    let text = format!(
+                        "{image} is for {platforms} platforms: only what is for {} is pushed; --all-platforms pushes the whole",
+                        record.platform
+                    );
+                    let _ = events.send(PushEvent::Note { text }).await;
+                }
+                let manifest = self.manifest(&record).await?;
+                pusher.blobs(std::slice::from_ref(&manifest)).await?;
+                let media_type = manifest.media_type.as_deref().unwrap_or(OCI_MANIFEST);
+                let digest = pusher.document(&request.name, record.manifest, media_type).await?;
+                self.pushed(&record, &request.name, record.manifest).await?;
+                digest
+            }
+            Parts::All { index, manifests } => {
+                let (entries, manifests): (Vec<_>, Vec<_>) = manifests.into_iter().unzip();
+                pusher.blobs(&manifests).await?;
+                for entry in &entries {
+                    pusher.document(&request.name.with_digest(entry.digest), entry.digest, &entry.media_type).await?;
+                }
+                let media_type = index.media_type.as_deref().unwrap_or(OCI_INDEX);
+                let digest = pusher.document(&request.name, record.target, media_type).await?;
+                self.pushed(&record, &request.name, record.target).await?;
+                digest
+            }
+        };
         self.tell(&request.owner, &image, &image, Action::Pushed);
         Ok(digest)
+    }
+
+    /// What of an image is to be pushed.
+    async fn parts(&self, record: &Record, image: &str, all: bool) -> Result<Parts, PushError> {
+        if record.target == record.manifest {
+            return Ok(Parts::One { of: 1 });
+        }
+        let (content, target) = (self.content().clone(), record.target);
+        let looked = tokio::task::spawn_blocking(move || platforms::here(&content, target)).await;
+        let here = match looked.unwrap_or_else(|_| Ok(Here::default())) {
+            // An index that went away is missed only where it is to be pushed.
+            Err(_) if !all => Here::default(),
+            other => other.map_err(ImageError::from)?,
+        };
+        let Some(index) = here.index else { return Ok(Parts::One { of: 1 }) };
+        if !all {
+            let known = |it: &&Descriptor| it.platform.as_ref().is_some_and(|it| it.os != "unknown");
+            return Ok(Parts::One { of: index.manifests.iter().filter(known).count() });
+        }
+        if here.missing.is_empty() {
+            return Ok(Parts::All { index, manifests: here.whole });
+        }
+        Err(PushError::Incomplete { image: image.to_owned(), missing: here.missing })
     }
 
     /// Repositories of the same registry that have blobs of this image.
@@ -192,17 +251,25 @@ impl Images {
     }
 
     /// Notes that the registry has it.
-    async fn pushed(&self, record: &Record, name: &ImageRef) -> Result<(), ImageError> {
-        // An index that it was pulled by is not what was pushed.
-        let same = record.target == record.manifest;
+    async fn pushed(&self, record: &Record, name: &ImageRef, target: Digest) -> Result<(), ImageError> {
+        // Where an index that it was pulled by is not what was pushed, other repositories have something else.
+        let same = record.target == target;
         let mut repositories = if same { record.repositories.clone() } else { Vec::new() };
         if !repositories.contains(&name.name()) {
             repositories.push(name.name());
         }
-        let record = Record { target: record.manifest, repositories, ..record.clone() };
+        let record = Record { target, repositories, ..record.clone() };
         self.0.records.put(std::slice::from_ref(&record)).await?;
         Ok(())
     }
+}
+
+/// What of an image is pushed.
+enum Parts {
+    /// This board's manifest, of so many.
+    One { of: usize },
+    /// Everything.
+    All { index: ImageIndex, manifests: Vec<(Descriptor, Manifest)> },
 }
 
 struct Pusher<'a> {
@@ -214,6 +281,26 @@ struct Pusher<'a> {
 }
 
 impl Pusher<'_> {
+    /// The layers of all manifests, then their configurations; each once.
+    async fn blobs(&self, manifests: &[Manifest]) -> Result<(), PushError> {
+        let unique = |mut blobs: Vec<Descriptor>| {
+            blobs.sort_by_key(|it| it.digest);
+            blobs.dedup_by_key(|it| it.digest);
+            blobs
+        };
+        let layers = unique(manifests.iter().flat_map(|it| it.layers.iter().cloned()).collect());
+        // By number: a closure over references would make the whole push a future that cannot be spawned (rust#102211).
+        let mut all = stream::iter(0..layers.len()).map(|n| self.blob(&layers[n])).buffer_unordered(PARALLEL);
+        while let Some(result) = all.next().await {
+            result?;
+        }
+        drop(all);
+        for config in unique(manifests.iter().map(|it| it.config.clone()).collect()) {
+            self.blob(&config).await?;
+        }
+        Ok(())
+    }
+
     async fn blob(&self, blob: &Descriptor) -> Result<(), PushError> {
         let (layer, image, total) = (blob.digest, self.image.to_owned(), blob.size);
         let content = self.images.content();
@@ -253,12 +340,12 @@ impl Pusher<'_> {
         tokio::task::spawn_blocking(check).await.unwrap_or(false)
     }
 
-    async fn manifest(&self, record: &Record, media_type: &str) -> Result<Digest, PushError> {
-        let (content, digest) = (self.images.content().clone(), record.manifest);
+    /// A manifest or index, under a tag or its digest.
+    async fn document(&self, name: &ImageRef, digest: Digest, media_type: &str) -> Result<Digest, PushError> {
+        let content = self.images.content().clone();
         let read = tokio::task::spawn_blocking(move || content.read(&digest, MAX_MANIFEST)).await;
         let bytes = read.unwrap_or(Err(ContentError::NotFound(digest))).map_err(ImageError::from)?;
-        let (name, credentials) = (&self.request.name, &self.request.credentials);
-        let put = self.images.0.registry.push_manifest(name, bytes.into(), media_type, credentials).await;
+        let put = self.images.0.registry.push_manifest(name, bytes.into(), media_type, &self.request.credentials).await;
         put.map_err(|error| PushError::Manifest { image: self.image.to_owned(), source: error.into() })
     }
 }

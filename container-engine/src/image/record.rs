@@ -45,6 +45,9 @@ pub struct Record {
     /// Repositories in which `target` is known to be, `host/path`: what it was pulled from or pushed to.
     #[serde(default)]
     pub repositories: Vec<String>,
+    /// Manifests, configurations and compressed layers for further platforms, where they were asked for; never unpacked.
+    #[serde(default)]
+    pub others: Vec<Digest>,
 }
 
 impl Entity for Record {
@@ -218,6 +221,7 @@ pub(crate) mod tests {
             created_s: 1,
             used_s: u64::from(n),
             repositories: Vec::new(),
+            others: Vec::new(),
         }
     }
 

@@ -59,7 +59,7 @@ async fn pull(State(api): State<Api>, Given(asked): Given<Transfer>) -> Result<R
     let (events, steps) = mpsc::channel(IN_FLIGHT);
     let images = api.engine()?.images().clone();
     let work = async move {
-        let pulled = fetch(images, request, events).await?;
+        let pulled = fetch(images, request, asked.all_platforms, events).await?;
         Ok(Line::Done {
             image: name.to_string(),
             digest: pulled.image.record.target.to_string(),
@@ -71,13 +71,23 @@ async fn pull(State(api): State<Api>, Given(asked): Given<Transfer>) -> Result<R
     Ok(ndjson(body))
 }
 
-async fn fetch(images: Images, request: PullRequest, events: mpsc::Sender<PullEvent>) -> Result<Pulled, PullError> {
-    images.pull(&request, &events).await
+async fn fetch(
+    images: Images,
+    request: PullRequest,
+    all_platforms: bool,
+    events: mpsc::Sender<PullEvent>,
+) -> Result<Pulled, PullError> {
+    if all_platforms { images.pull_all(&request, &events).await } else { images.pull(&request, &events).await }
 }
 
 async fn push(State(api): State<Api>, Given(asked): Given<Transfer>) -> Result<Response, ApiError> {
     let name: ImageRef = asked.image.parse()?;
-    let request = PushRequest { name: name.clone(), owner: asked.owner, credentials: asked.credentials };
+    let request = PushRequest {
+        name: name.clone(),
+        owner: asked.owner,
+        credentials: asked.credentials,
+        all_platforms: asked.all_platforms,
+    };
     let (lines, body) = mpsc::channel(IN_FLIGHT);
     let (events, steps) = mpsc::channel::<PushEvent>(IN_FLIGHT);
     let images = api.engine()?.images().clone();
@@ -168,6 +178,8 @@ async fn save(State(api): State<Api>, whose: Whose, Query(asked): Query<SaveAske
 struct LoadAsked {
     name: Option<String>,
     platform: Option<String>,
+    #[serde(default)]
+    all_platforms: bool,
 }
 
 async fn load(
@@ -180,6 +192,7 @@ async fn load(
         owner: whose.or_local(),
         name: asked.name.as_deref().map(str::parse).transpose()?,
         platform: platform(asked.platform.as_deref())?,
+        all_platforms: asked.all_platforms,
     };
     let (to, from) = pipe();
     let mut body = request.into_body().into_data_stream();

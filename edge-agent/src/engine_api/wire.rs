@@ -52,6 +52,9 @@ pub struct Transfer {
     /// For what; this machine where absent.
     #[serde(default)]
     pub platform: Option<String>,
+    /// Also what is for other platforms.
+    #[serde(default)]
+    pub all_platforms: bool,
     /// Who the user is at the registry. Sent with the request; the agent keeps none.
     #[serde(default)]
     pub credentials: Credentials,

@@ -16,6 +16,7 @@ use super::{
             self, Descriptor, Document, ImageConfig, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, Manifest, OCI_CONFIG,
             OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST,
         },
+        platforms,
     },
     ArchiveError, invalid, listing,
     tarball::{self, Header, Kind},
@@ -45,6 +46,8 @@ pub struct LoadRequest {
     pub name: Option<ImageRef>,
     /// For what; this machine where absent.
     pub platform: Option<Platform>,
+    /// What is for other platforms is kept too, so that it can be pushed.
+    pub all_platforms: bool,
 }
 
 /// What a load tells while it runs.
@@ -91,6 +94,7 @@ struct Ready {
     manifest_digest: Digest,
     manifest: Manifest,
     config: ImageConfig,
+    others: Vec<Digest>,
 }
 
 impl Images {
@@ -113,6 +117,9 @@ impl Images {
             tarball::entries(&mut *source, |header, data| take(&images, &mut found, header, data, &told))?;
             let mut ready = understand(&images, &mut found, &want)?;
             name(&owned, &mut ready)?;
+            for ready in ready.iter_mut().filter(|_| owned.all_platforms) {
+                ready.others = platforms::here(images.content(), ready.target)?.blobs();
+            }
             Ok::<_, ArchiveError>((ready, found.pins))
         });
         let failed = |error| ArchiveError::Stream { action: "read", source: io::Error::other(error) };
@@ -154,6 +161,7 @@ impl Images {
             created_s: now,
             used_s: now,
             repositories: Vec::new(),
+            others: ready.others,
         };
         let names = ready.names.iter().map(ToString::to_string);
         let names: Vec<_> = if ready.names.is_empty() { vec![String::new()] } else { names.collect() };
@@ -297,7 +305,8 @@ fn from_layout(content: &Content, index: &listing::LayoutIndex, want: &Platform)
         let label = names.first().map_or_else(|| entry.digest.to_string(), ImageRef::familiar);
         let (digest, manifest) = image_of(content, entry, want, &label, 0)?;
         let config = config(content, &manifest, want, &label)?;
-        ready.push(Ready { names, target: entry.digest, manifest_digest: digest, manifest, config });
+        let others = Vec::new();
+        ready.push(Ready { names, target: entry.digest, manifest_digest: digest, manifest, config, others });
     }
     Ok(ready)
 }
@@ -426,7 +435,7 @@ fn assemble(
     let config = config(content, &manifest, want, &label)?;
     let json = serde_json::to_vec(&manifest).map_err(|error| invalid(error.to_string()))?;
     let digest = put(images, found, &json)?;
-    Ok(Ready { names, target: digest, manifest_digest: digest, manifest, config })
+    Ok(Ready { names, target: digest, manifest_digest: digest, manifest, config, others: Vec::new() })
 }
 
 fn put(images: &Images, found: &mut Found, bytes: &[u8]) -> Result<Digest, ArchiveError> {

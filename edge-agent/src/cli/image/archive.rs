@@ -15,7 +15,10 @@ use hyper::body::Frame;
 use tokio::{io::AsyncReadExt, sync::mpsc};
 
 use crate::{
-    cli::{engine::Output, out, terminal},
+    cli::{
+        engine::{Output, flag},
+        out, terminal,
+    },
     control::Sent,
     engine_api::wire::Loaded,
 };
@@ -85,6 +88,9 @@ pub struct Load {
     /// Name for an image that has none in the archive
     #[arg(long)]
     name: Option<String>,
+    /// Also what is for other platforms, kept compressed to be pushed
+    #[arg(long)]
+    all_platforms: bool,
     /// The ids and names alone
     #[arg(long, short)]
     quiet: bool,
@@ -100,7 +106,8 @@ impl Load {
             None if io::stdin().is_terminal() => bail!("there is no archive: name a file with --input, or use a pipe"),
             None => stream_body(terminal::input()?),
         };
-        let url = to.url("/v1/images/load", &[("name", self.name.clone())]);
+        let url =
+            to.url("/v1/images/load", &[("name", self.name.clone()), ("all_platforms", flag(self.all_platforms))]);
         let response = to.engine.upload("POST", &url, body).await?;
         let loaded: Loaded = to.engine.value(response).await?;
         if to.json {

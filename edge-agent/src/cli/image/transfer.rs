@@ -20,6 +20,9 @@ pub struct Pull {
     /// Such as linux/arm64; this machine's where absent
     #[arg(long)]
     platform: Option<String>,
+    /// Also what is for other platforms, kept compressed to be pushed
+    #[arg(long)]
+    all_platforms: bool,
     /// The name alone, when it is done
     #[arg(long, short)]
     quiet: bool,
@@ -30,6 +33,9 @@ pub struct Pull {
 
 #[derive(Debug, Args)]
 pub struct Push {
+    /// What is for all platforms, which has to be here; else only what is for this board
+    #[arg(long)]
+    all_platforms: bool,
     /// The name alone, when it is done
     #[arg(long, short)]
     quiet: bool,
@@ -50,7 +56,8 @@ impl Pull {
     pub async fn run(&self, to: &Output<'_>) -> anyhow::Result<ExitCode> {
         let one = async |image: &str| {
             let mut progress = Progress::new(self.quiet || to.json, false);
-            let done = transfer(to, "pull", image, self.platform.as_deref(), &mut progress).await?;
+            let done =
+                transfer(to, "pull", image, (self.platform.as_deref(), self.all_platforms), &mut progress).await?;
             drop(progress);
             if self.quiet && !to.json {
                 out(done.image);
@@ -72,7 +79,7 @@ impl Push {
             if let Ok(name) = image.parse::<ImageRef>() {
                 progress.say(&format!("The push refers to repository [{}]", name.name()));
             }
-            let done = transfer(to, "push", image, None, &mut progress).await?;
+            let done = transfer(to, "push", image, (None, self.all_platforms), &mut progress).await?;
             drop(progress);
             if self.quiet && !to.json {
                 out(done.image);
@@ -91,7 +98,7 @@ pub async fn pull(to: &Output<'_>, image: &str, platform: Option<&str>, quiet: b
     let mut progress = Progress::new(quiet, true);
     progress.say(&format!("Unable to find image '{image}' locally"));
     let quiet_json = Output { engine: to.engine, owner: to.owner.clone(), json: false };
-    let done = transfer(&quiet_json, "pull", image, platform, &mut progress).await?;
+    let done = transfer(&quiet_json, "pull", image, (platform, false), &mut progress).await?;
     progress.say(&format!("Digest: {}", done.digest));
     progress.say(&status(&done));
     Ok(())
@@ -110,7 +117,7 @@ async fn transfer(
     to: &Output<'_>,
     verb: &str,
     image: &str,
-    platform: Option<&str>,
+    (platform, all_platforms): (Option<&str>, bool),
     progress: &mut Progress,
 ) -> anyhow::Result<Done> {
     let name: ImageRef = image.parse()?;
@@ -118,6 +125,7 @@ async fn transfer(
         image: image.to_owned(),
         owner: to.owner.clone(),
         platform: platform.map(str::to_owned),
+        all_platforms,
         credentials: credentials(name.registry()).await?,
     };
     let response = to.engine.send("POST", &format!("/v1/images/{verb}"), Some(&request)).await?;
