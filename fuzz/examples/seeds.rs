@@ -113,7 +113,6 @@ fn layers() {
         entry("etc/hosts", b'0', "", b"127.0.0.1 localhost\n"),
         entry("etc/link", b'2', "/etc/hosts", b""),
         entry("etc/hard", b'1', "etc/hosts", b""),
-        entry("etc/fifo", b'6', "", b""),
     ];
     save("layer_tar", "tree", &[&[0], &whole(&tree)]);
     let removed = [entry("etc/.wh.hosts", b'0', "", b""), entry("var/.wh..wh..opq", b'0', "", b"")];
@@ -122,8 +121,9 @@ fn layers() {
     let out = [entry("a", b'2', "../outside", b""), entry("a/victim", b'0', "", b"gone")];
     save("layer_tar", "way-out", &[&[1], &whole(&out)]);
     let record = b"30 mtime=1700000000.123456789\n23 SCHILY.xattr.user.a=b\n";
-    let long = [entry("pax", b'x', "", record), entry("x", b'0', "", b"1"), entry("long", b'L', "", &[b'n'; 300])];
-    save("layer_tar", "extended", &[&[0], &whole(&long)]);
+    save("layer_tar", "extended", &[&[0], &whole(&[entry("pax", b'x', "", record), entry("x", b'6', "", b"")])]);
+    let long = [entry("long", b'L', "", &[b'n'; 300]), entry("n", b'0', "", b"1")];
+    save("layer_tar", "long-name", &[&[0], &whole(&long)]);
 }
 
 fn archives() {

@@ -463,7 +463,7 @@ async fn images_networks_and_volumes_tell_what_happens() -> Result<()> {
     engine.images().tag(&Owner::Local, &name, &further).await?;
     let request = push_request(&further)?;
     engine.images().push(&request, &nobody()).await?;
-    engine.images().save(&Owner::Local, &[further.clone()], Format::OciArchive, std::io::sink()).await?;
+    engine.images().save(&Owner::Local, std::slice::from_ref(&further), Format::OciArchive, std::io::sink()).await?;
     engine.images().remove(&Owner::Local, &further, false).await?;
     engine.images().remove(&Owner::Local, &name, false).await?;
     let job = Owner::Job("7".into());
@@ -512,8 +512,8 @@ async fn images_are_made_of_containers() -> Result<()> {
     let spec = ContainerSpec { env: vec!["A=1".into()], user: Some("0:0".into()), ..Bench::shell(script) };
     let (code, id) = ended(spec).await?;
     ensure!(code == 0, "the container ended with {code}");
-    let check = r#"test $(cat /new/file) = made && test $(stat -c %u:%g /new/file) = 7:8 && test ! -e /data/seed \
-        && test $A$B = 12 && test $(pwd) = /new"#;
+    let check = r"test $(cat /new/file) = made && test $(stat -c %u:%g /new/file) = 7:8 && test ! -e /data/seed \
+        && test $A$B = 12 && test $(pwd) = /new";
     let request = CommitRequest {
         image: Some("made:1".into()),
         author: "ann".into(),

@@ -83,13 +83,12 @@ impl Fetcher {
         let turn = Arc::new(turn);
         let mut wrong = 0;
         loop {
-            let result = match self.content.size(&wanted.blob.digest) {
-                Some(_) => self.unpack_blob(wanted, flight, turn.clone()).await,
-                None => {
-                    let (pieces, receiver) = mpsc::channel(WAITING);
-                    let unpack = self.unpack(wanted, receiver);
-                    self.fetch_blob(remote, wanted, flight, turn.clone(), Some(pieces), unpack).await
-                }
+            let result = if self.content.size(&wanted.blob.digest).is_some() {
+                self.unpack_blob(wanted, flight, turn.clone()).await
+            } else {
+                let (pieces, receiver) = mpsc::channel(WAITING);
+                let unpack = self.unpack(wanted, receiver);
+                self.fetch_blob(remote, wanted, flight, turn.clone(), Some(pieces), unpack).await
             };
             match result {
                 Ok(layer) => {
