@@ -77,7 +77,11 @@ impl Events {
         Ok(Filter {
             kinds: of("type").iter().map(kind).collect::<Result<_, _>>()?,
             actions: of("event"),
-            ids: known[2..6].iter().flat_map(|key| of(key)).chain(of("image").iter().filter_map(familiar)).collect(),
+            ids: known[2..6]
+                .iter()
+                .flat_map(|key| of(key))
+                .chain(of("image").iter().filter_map(|name| familiar(name)))
+                .collect(),
             labels: of("label"),
             ..Filter::default()
         })
@@ -85,7 +89,7 @@ impl Events {
 }
 
 /// An image as events call it: with its tag.
-fn familiar(name: &String) -> Option<String> {
+fn familiar(name: &str) -> Option<String> {
     name.parse::<ImageRef>().ok().map(|name| name.familiar())
 }
 
