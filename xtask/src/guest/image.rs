@@ -71,7 +71,11 @@ pub(super) fn kernel(work: &Path) -> Result<Kernel> {
     let cache = crate::setup::venv().parent().map(|dir| dir.join("guest")).context("no cache folder")?;
     fs::create_dir_all(&cache)?;
     if find(&cache, "linux-image-").is_err() {
-        let package = dependency("linux-image-cloud-amd64")?;
+        let name = "linux-image-cloud-amd64";
+        let package = dependency(name).or_else(|_| {
+            exec("apt-get", &["update", "-qq"], &[])?;
+            dependency(name)
+        })?;
         let script = format!("cd '{}' && apt-get download -qq -o APT::Sandbox::User=root {package}", cache.display());
         exec("sh", &["-c", &script], &[])?;
     }
@@ -94,7 +98,7 @@ fn dependency(package: &str) -> Result<String> {
     let output = Command::new("apt-cache").args(["depends", "--important", package]).output()?;
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
     let found = listed.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
-    Ok(format!("linux-image-{}", found.with_context(|| format!("apt-cache knows no {package}: run apt-get update"))?))
+    Ok(format!("linux-image-{}", found.with_context(|| format!("apt-cache knows no {package}"))?))
 }
 
 /// Copies the named modules, and those they need, into `tree`.
