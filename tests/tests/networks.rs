@@ -319,7 +319,8 @@ fn killed_at_any_moment_nothing_leaks() -> Result<()> {
             let mut victim = std::process::Command::new(std::env::current_exe()?);
             victim.args(["--exact", "victim"]).env("EDGE_AGENT_VICTIM", &dir).stdout(std::process::Stdio::null());
             let mut victim = victim.spawn()?;
-            std::thread::sleep(Duration::from_millis(150));
+            let begun = || std::fs::read_dir(dir.join("run/netns")).is_ok_and(|held| held.count() > 0);
+            wait_until("the victim has begun", Duration::from_secs(30), begun)?;
             dice.pause(Duration::from_millis(100));
             victim.kill()?;
             victim.wait()?;

@@ -17,6 +17,8 @@ use crate::steps::{exec, root};
 const PROGRAMS: &[&str] = &[
     "/usr/sbin/runc",
     "/usr/sbin/nft",
+    "/usr/sbin/iptables",
+    "/usr/sbin/ip6tables",
     "/usr/sbin/iptables-nft",
     "/usr/sbin/iptables-save",
     "/usr/sbin/dnsmasq",
@@ -26,6 +28,8 @@ const PROGRAMS: &[&str] = &[
     "/usr/bin/nsenter",
     "/bin/ip",
     "/bin/bash",
+    // Busybox's would take its own programs before those of this list.
+    "/bin/sh",
     "/bin/tar",
     "/bin/mount",
     "/bin/umount",
