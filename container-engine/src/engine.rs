@@ -65,17 +65,32 @@ pub struct Options {
     pub parallel_downloads: usize,
 }
 
+/// What tells an engine on this data from others on the same host: nothing for the usual place, else twelve hexadecimal
+/// digits. Control groups, rules and devices have it in their names, so that no engine takes another's for its own.
+pub fn instance(data_dir: &Path) -> String {
+    let data_dir: PathBuf = data_dir.components().collect();
+    if data_dir == crate::network::Options::default().data_dir {
+        return String::new();
+    }
+    crate::content::Digest::of(data_dir.as_os_str().as_encoded_bytes()).hex()[..12].to_owned()
+}
+
 impl Options {
-    /// Everything in these two folders, the rest as on a board.
+    /// Everything in these two folders, the rest as on a board; what an engine on other data than the usual makes on the
+    /// host has its [`instance`] in its name.
     pub fn new(data_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
+        let network = crate::network::Options::of(instance(&data_dir));
+        let cgroup_parent =
+            if network.instance.is_empty() { String::new() } else { format!("edge-{}", network.instance) };
         Self {
-            data_dir: data_dir.into(),
+            data_dir,
             run_dir: run_dir.into(),
             runtime: "embedded".to_owned(),
             program: None,
-            cgroup_parent: String::new(),
+            cgroup_parent,
             reserved: Amount::default(),
-            network: crate::network::Options::default(),
+            network,
             registry: registry::Options::default(),
             quota: None,
             water: Water::default(),
@@ -131,6 +146,8 @@ struct Inner {
     /// The engine's own work, which is awaited when it closes: the collector of images, commits.
     tasks: Mutex<JoinSet<()>>,
     stop: CancellationToken,
+    /// Control groups that go with the last container: those of an engine on other data than the usual.
+    groups: Vec<String>,
 }
 
 /// Between two looks at the water marks where no image came.
@@ -173,6 +190,7 @@ impl Engine {
             events: events.clone(),
             ..options.network
         };
+        let groups = own_groups(&network.instance, &options.cgroup_parent);
         let networks = Networks::open(network, state.clone()).await?;
         let ledger = Ledger::open(state.clone(), Amount::of_board(&options.data_dir), options.reserved);
         let parts = Parts {
@@ -215,6 +233,7 @@ impl Engine {
             recovered,
             tasks: Mutex::new(tasks),
             stop,
+            groups,
         })))
     }
 
@@ -330,13 +349,25 @@ impl Engine {
         answer.await.ok()
     }
 
-    /// Ends the engine's own work. Containers go on.
+    /// Ends the engine's own work. Containers go on. An engine on other data than the usual, whose last container has
+    /// gone, takes its control groups, rules and bridges with it.
     pub async fn close(&self) {
         self.0.stop.cancel();
         let mut tasks = std::mem::take(&mut *self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         while tasks.join_next().await.is_some() {}
         self.0.containers.close().await;
         self.0.networks.close();
+        let (_, alive) = self.containers().count();
+        if alive > 0 || self.0.groups.is_empty() {
+            return;
+        }
+        if let Err(error) = self.0.networks.leave().await {
+            tracing::warn!(error = %board::tasks::chain(&error), "rules or bridges of networks stay");
+        }
+        let (cgroups, groups) = (self.0.cgroups.clone(), self.0.groups.clone());
+        if let Err(error) = blocking(move || groups.iter().try_for_each(|group| cgroups.remove_empty(group))).await {
+            tracing::warn!(error = %board::tasks::chain(&error), "control groups stay");
+        }
     }
 }
 
@@ -349,6 +380,17 @@ async fn blocking<T: Send + 'static>(
         source: std::io::Error::other(error),
     };
     tokio::task::spawn_blocking(work).await.map_err(panicked)?
+}
+
+/// The groups that are nobody else's, the innermost first: nothing above `edge.slice` that somebody chose by name.
+fn own_groups(instance: &str, parent: &str) -> Vec<String> {
+    let parent = parent.trim_matches('/');
+    match instance {
+        "" => Vec::new(),
+        instance if parent == format!("edge-{instance}") => vec![parent.to_owned()],
+        _ if parent.is_empty() => vec!["edge.slice".to_owned()],
+        _ => vec![format!("{parent}/edge.slice")],
+    }
 }
 
 /// Briefly blocking: two folders are listed.

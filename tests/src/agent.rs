@@ -237,10 +237,41 @@ impl Agent {
         let text = fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
         text.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
     }
+
+    /// Names of control groups, rules and devices of its engine end so.
+    pub fn instance(&self) -> String {
+        container_engine::engine::instance(&self.data)
+    }
+
+    /// Whether its engine has something on this machine that outlives the agent.
+    fn has_left_something(&self) -> bool {
+        let containers = fs::read_dir(self.dir.join("run/containers")).is_ok_and(|mut it| it.next().is_some());
+        let parent = format!("edge-{}", self.instance());
+        let mut hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        containers || hierarchies.any(|it| it.path().join(&parent).is_dir())
+    }
+
+    /// Removes all containers of a test that failed, or forgot them, and has the agent end as it should: then it takes
+    /// along what it made on this machine.
+    fn clear(&mut self) -> Result<()> {
+        if self.child.is_none() {
+            self.start()?;
+        }
+        let all = ["container", "ls", "--all", "--all-owners", "--no-trunc", "--format", "{{.Owner}} {{.ID}}"];
+        let listed = self.command(&all)?;
+        for (owner, id) in String::from_utf8_lossy(&listed.stdout).lines().filter_map(|line| line.split_once(' ')) {
+            self.command(&["container", "rm", "--force", "--owner", owner, id])?;
+        }
+        self.stop(Duration::from_secs(30))
+    }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        if self.has_left_something() {
+            // The test has said already what went wrong, where something did.
+            let _ = self.clear();
+        }
         let _ = self.kill(); // It may be gone already.
     }
 }

@@ -91,6 +91,11 @@ impl Lan {
         Ok(())
     }
 
+    /// The options that its networks are opened with.
+    pub fn options(&self) -> Options {
+        options(&self.dir)
+    }
+
     /// The state's database is gone, as after damage.
     pub fn lose_the_state(&mut self) -> Result<()> {
         self.states += 1;

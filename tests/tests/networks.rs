@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use anyhow::{Context, Result, ensure};
 use container_engine::{
     container::{Attachment, NetworkMode, PortMapping, Protocol},
-    network::{CniOptions, NetworkSpec},
+    network::{CniOptions, NetworkSpec, Networks, Options},
     owner::Owner,
 };
 use tests::lan::{ASK_TCP, BOARD, Lan, ask_udp, on_a_board, request, sh};
@@ -424,6 +424,77 @@ fn real_cni_plugins_in_a_chain() -> Result<()> {
         ensure!(report.released == ["plain", "pod"] && report.problems.is_empty(), "{report:?}");
         ensure!(!Path::new(&ipam).join("mynet/10.66.0.2").exists(), "an address is left");
         ensure!(!sh("iptables-save")?.contains("8080"), "a rule is left");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_just_leaving_a_network_does_not_keep_it() -> Result<()> {
+    on_a_board(|lan| {
+        for round in 0..5 {
+            create(lan, "front", |_| {})?;
+            lan.attach("one", on(&["front"]), vec![port(8080, 80, Protocol::Tcp)])?;
+            let networks = lan.networks.clone();
+            let (detached, removed) = lan
+                .runtime
+                .block_on(async { tokio::join!(networks.detach("one"), networks.remove(&Owner::Local, "front")) });
+            detached?;
+            removed.with_context(|| format!("round {round}"))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn two_engines_on_one_host_leave_each_other_alone() -> Result<()> {
+    on_a_board(|lan| {
+        let dir = tempfile::tempdir()?;
+        let instance = "0123456789ab";
+        let (state, _) = store::state::State::open(&dir.path().join("state"))?;
+        let options = Options {
+            run_dir: dir.path().join("run"),
+            data_dir: dir.path().join("data"),
+            resolv_conf: lan.options().resolv_conf,
+            ..Options::of(instance.into())
+        };
+        let open = |lan: &Lan| lan.runtime.block_on(Networks::open(options.clone(), state.clone()));
+        let recover = |lan: &Lan, networks: &Networks, kept: &[&str]| -> Result<()> {
+            let kept = kept.iter().map(|it| (*it).to_owned()).collect();
+            let report = lan.runtime.block_on(networks.recover(&kept))?;
+            ensure!(report.problems.is_empty() && report.removed.is_empty(), "{report:?}");
+            Ok(())
+        };
+        let mut other = open(lan)?;
+        recover(lan, &other, &[])?;
+        create(lan, "front", |_| {})?;
+        let spec = NetworkSpec { name: "front".into(), ..NetworkSpec::default() };
+        lan.runtime.block_on(other.create(&Owner::Local, spec))?;
+        let both = || on(&["bridge", "front"]);
+        let one = lan.attach("one", both(), vec![port(8080, 80, Protocol::Tcp)])?;
+        let two = request("two", both(), vec![port(8081, 80, Protocol::Tcp)]);
+        let two = lan.runtime.block_on(other.attach(two))?;
+        let _one = Lan::serve(&one.netns.context("netns")?, "tcp", 80, "one")?;
+        let _two = Lan::serve(&two.netns.context("netns")?, "tcp", 80, "two")?;
+        let served = || {
+            expect(None, &format!("{ASK_TCP}127.0.0.1:8080"), "one")?;
+            expect(None, &format!("{ASK_TCP}127.0.0.1:8081"), "two")
+        };
+        served()?;
+        // Each is killed and finds its own again.
+        lan.reopen(|_| {})?;
+        recover(lan, &lan.networks, &["one"])?;
+        served()?;
+        other = open(lan)?;
+        recover(lan, &other, &["two"])?;
+        served()?;
+        // The guest goes; nothing of it stays, and the other's is as it was.
+        lan.runtime.block_on(other.detach("two"))?;
+        lan.runtime.block_on(other.leave())?;
+        expect(None, &format!("{ASK_TCP}127.0.0.1:8080"), "one")?;
+        ensure!(!sh("nft list tables")?.contains(instance), "rules are left");
+        let links = sh("ip -br link")?;
+        ensure!(!links.contains(&instance[..5]), "devices are left: {links}");
+        lan.runtime.block_on(lan.networks.detach("one"))?;
         Ok(())
     })
 }

@@ -272,6 +272,15 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Removes the group and those below it, on every hierarchy, and kills nothing: an error where somebody is in them.
+    pub fn remove_empty(&self, path: &str) -> Result<(), CgroupError> {
+        let path = relative(path)?;
+        if path.as_os_str().is_empty() {
+            return Err(CgroupError::Path(String::new()));
+        }
+        self.roots().into_iter().try_for_each(|root| remove_empty(&root.join(path), 0))
+    }
+
     /// Whether the group is there on any hierarchy.
     pub fn exists(&self, path: &str) -> bool {
         relative(path).is_ok_and(|path| self.roots().iter().any(|root| root.join(path).is_dir()))
@@ -440,6 +449,7 @@ fn remove_tree(dir: &Path) -> Result<(), CgroupError> {
     remove_empty(dir, 0)
 }
 
+/// One that is not there is no error.
 fn remove_empty(dir: &Path, depth: u32) -> Result<(), CgroupError> {
     for child in subdirectories(dir) {
         if depth < MAX_DEPTH {

@@ -52,16 +52,14 @@ impl Containers {
     ) -> Result<Option<Exit>, ContainerError> {
         let entry = self.entry(id)?;
         let mut seen = entry.seen.subscribe();
+        self.stay_down(&entry);
         if !entry.status().is_alive() {
             return Ok(seen.borrow_and_update().last.clone());
         }
-        let (own, timeout) = entry.with(|record| {
-            let own = record.spec.stop_signal.clone().or_else(|| record.facts.defaults.stop_signal.clone());
-            (own, record.spec.stop_timeout_s.unwrap_or(GRACE_S))
-        });
-        let number = match signal_name.map(str::to_owned).or(own) {
-            Some(name) => signal::parse(&name)?,
-            None => signal::TERM,
+        let timeout = entry.with(|record| record.spec.stop_timeout_s.unwrap_or(GRACE_S));
+        let number = match signal_name {
+            Some(name) => signal::parse(name)?,
+            None => stop_signal(&entry)?,
         };
         let grace = grace.unwrap_or(Duration::from_secs(timeout.into()));
         self.tell(&entry, Action::Stopping);
@@ -91,6 +89,9 @@ impl Containers {
     pub async fn kill(&self, id: &ContainerId, signal_name: &str) -> Result<(), ContainerError> {
         let number = signal::parse(signal_name)?;
         let entry = self.alive(id, "only a running container can be sent a signal")?;
+        if number == signal::KILL || stop_signal(&entry).is_ok_and(|stop| stop == number) {
+            self.stay_down(&entry);
+        }
         self.send(&entry, number, false).await?;
         self.tell(&entry, Action::Killed { signal: number });
         Ok(())
@@ -192,7 +193,7 @@ impl Containers {
         let entry = self.entry(id)?;
         let taken = |holder| ContainerError::NameTaken { name: name.to_owned(), holder };
         let from = lock(&self.0.book).rename(&entry, name).map_err(taken)?;
-        self.write(&entry).await?;
+        self.write_all(&entry).await?;
         self.tell(&entry, Action::Renamed { from });
         Ok(())
     }
@@ -215,7 +216,7 @@ impl Containers {
             self.shim(&entry).update(value).await.map_err(|error| ContainerError::shim(id, error))?;
         }
         entry.change(|record| record.spec.resources = merged);
-        self.write(&entry).await?;
+        self.write_all(&entry).await?;
         self.tell(&entry, Action::Updated);
         Ok(())
     }
@@ -239,6 +240,7 @@ impl Containers {
                     let need = "stop it first, or remove it by force";
                     return Err(ContainerError::State { id: entry.id.clone(), status: entry.status(), need });
                 }
+                self.stay_down(&entry);
                 // The one that follows it takes it down, which needs the gate.
                 self.put_down(&entry, &mut seen).await?;
             }
@@ -317,6 +319,13 @@ impl Containers {
             status => Err(ContainerError::State { id: id.clone(), status, need }),
         }
     }
+}
+
+/// The signal that asks it to end.
+fn stop_signal(entry: &Entry) -> Result<i32, ContainerError> {
+    let own =
+        entry.with(|record| record.spec.stop_signal.clone().or_else(|| record.facts.defaults.stop_signal.clone()));
+    Ok(own.map_or(Ok(signal::TERM), |name| signal::parse(&name))?)
 }
 
 /// Waits for the end of this life; `None` where the time is up.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use super::{
     ContainerId, ContainerSpec, Containers, CreateError, Created, ImageOf, MountKind, MountPoint, MountSource,
-    NamespaceMode, NetworkMode, Propagation, State,
+    NamespaceMode, NetworkMode, Propagation, Restart, State,
     front::{clear_run_dir, remove_dir},
     id, oci,
     record::{Entry, Record, has_mount, lock},
@@ -56,6 +56,10 @@ impl Containers {
     fn check(&self, spec: &mut ContainerSpec, facts: &ImageFacts) -> Result<(), CreateError> {
         if let Some(text) = spec.stop_signal.as_ref().or(facts.defaults.stop_signal.as_ref()) {
             signal::parse(text)?;
+        }
+        if spec.auto_remove && spec.restart != Restart::No {
+            let problem = "is wanted of a container that is removed at its end: leave one of the two out";
+            return Err(oci::ConfigError::invalid("restart", format!("{:?}", spec.restart), problem).into());
         }
         let book = lock(&self.0.book);
         let owner = spec.owner.clone();
@@ -127,6 +131,7 @@ impl Containers {
             path: data.clone(),
             source,
         })?;
+        self.keep_copy(entry, &data);
         Ok(self.write(entry).await?)
     }
 

@@ -154,6 +154,8 @@ impl Containers {
         self.take_down(entry, true).await;
         if entry.with(|record| record.spec.auto_remove) {
             self.discard(entry, true).await;
+        } else {
+            self.again(entry);
         }
     }
 

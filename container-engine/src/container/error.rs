@@ -103,6 +103,9 @@ pub enum StartError {
         /// How it is.
         status: Status,
     },
+    /// Somebody stopped or started it while its policy was about to start it.
+    #[error("container {0} is not to be started again by itself any more")]
+    StaysDown(ContainerId),
     /// No program of that name (exit code 127).
     #[error("{message}")]
     CommandNotFound {
@@ -320,7 +323,7 @@ impl StartError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Resolve(error) => error.code(),
-            Self::State { .. } | Self::NotJoinable(_) => "conflict",
+            Self::State { .. } | Self::StaysDown(_) | Self::NotJoinable(_) => "conflict",
             Self::CommandNotFound { .. }
             | Self::CommandNotExecutable { .. }
             | Self::Config(_)

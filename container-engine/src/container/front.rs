@@ -13,6 +13,7 @@ use tokio::{sync::oneshot, task::JoinSet};
 use super::{
     ContainerId, Inspect, ListFilter, Places, ResolveError, Summary,
     book::Book,
+    kept,
     record::{Entry, Record, lock},
     roots::Roots,
 };
@@ -56,6 +57,8 @@ pub(crate) struct Inner {
     tasks: Mutex<JoinSet<()>>,
     /// Owners whose cgroup is there.
     pub(super) owners: Mutex<BTreeSet<String>>,
+    /// Which database the records are in; empty until `recover` has looked.
+    pub(super) database: Mutex<String>,
 }
 
 /// All containers; cheap to clone.
@@ -64,8 +67,8 @@ pub struct Containers(pub(crate) Arc<Inner>);
 
 impl Containers {
     pub(crate) fn new(parts: Parts) -> Self {
-        let owners = Mutex::default();
-        Self(Arc::new(Inner { parts, book: Mutex::default(), tasks: Mutex::default(), owners }))
+        let (owners, database) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { parts, book: Mutex::default(), tasks: Mutex::default(), owners, database }))
     }
 
     /// The id of the one container that `text` names: its id, its name, or the beginning of its id. With `owner` only
@@ -152,6 +155,24 @@ impl Containers {
         let mut batch = Batch::default();
         batch.put(entry.id.as_str(), &record)?;
         self.0.parts.state.commit(batch).await
+    }
+
+    /// Writes the record and its copy: for changes of what was asked for.
+    pub(super) async fn write_all(&self, entry: &Entry) -> Result<(), StateError> {
+        self.write(entry).await?;
+        if !entry.seen.borrow().going {
+            self.keep_copy(entry, &self.places(&entry.id).data);
+        }
+        Ok(())
+    }
+
+    /// Keeps a copy of the record in one of the container's folders. One that cannot be written is missed only when the
+    /// database is lost as well.
+    pub(super) fn keep_copy(&self, entry: &Entry, folder: &Path) {
+        let database = lock(&self.0.database).clone();
+        if let Err(error) = kept::write(folder, &database, &entry.record()) {
+            tracing::warn!(%error, container = %entry.id, "a copy of a container's record cannot be written");
+        }
     }
 
     /// The same, later: for what the disk or the shim could tell again.

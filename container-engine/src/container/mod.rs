@@ -5,7 +5,8 @@
 //!
 //! Always true:
 //! - A record is durable before `create` returns, and gone before anything of the container is removed: what has no
-//!   record is removed when the agent starts.
+//!   record is removed when the agent starts. Where the database itself was lost, copies beside the containers' files
+//!   are taken up instead.
 //! - No lock is held across a slow step, save a container's own gate: containers do not wait for each other.
 //! - The end of a container is known from its shim's exit record, on disk before anybody is told.
 //!
@@ -25,9 +26,11 @@ mod front;
 mod id;
 mod image;
 pub(crate) mod init;
+mod kept;
 pub mod oci;
 mod record;
 mod recover;
+mod restart;
 mod roots;
 mod signal;
 mod spec;

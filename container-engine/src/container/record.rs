@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -111,6 +112,8 @@ pub(crate) struct Entry {
     pub(super) execs: Mutex<BTreeMap<String, ExecInfo>>,
     pub(super) waiting: Mutex<Vec<Waiting>>,
     network: Mutex<Option<Attached>>,
+    /// The last pause before it was started again by its policy.
+    pub(super) pause: Mutex<Option<Duration>>,
     /// Cancelled when the present life ends.
     life: Mutex<CancellationToken>,
 }
@@ -137,6 +140,7 @@ impl Entry {
             execs: Mutex::default(),
             waiting: Mutex::default(),
             network: Mutex::default(),
+            pause: Mutex::default(),
             life: Mutex::new(life),
         }
     }
@@ -234,4 +238,26 @@ impl Entry {
 /// Whether a mount of the list lies at `target`.
 pub(super) fn has_mount(mounts: &[MountPoint], target: &str) -> bool {
     mounts.iter().any(|mount| oci::same_path(&mount.target, target))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// One of no account.
+    pub(crate) fn record() -> Record {
+        Record {
+            id: "0f".repeat(32).parse().unwrap(),
+            name: "box".into(),
+            owner: Owner::Local,
+            spec: ContainerSpec { image: "busybox".into(), ..ContainerSpec::default() },
+            image: ImageOf { name: "busybox".into(), id: "sha256:00".into() },
+            facts: ImageFacts::default(),
+            created_ns: 7,
+            hostname: "box".into(),
+            mounts: Vec::new(),
+            ids: Some(IdRange { host: 524_288, size: 65_536 }),
+            state: State::default(),
+        }
+    }
 }

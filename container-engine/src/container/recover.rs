@@ -1,14 +1,18 @@
 //! Finding everything again when the agent starts.
 //!
 //! Records say which containers there should be, run directories which have a shim, exit records how those ended whose
-//! shim has gone. What nobody knows is removed.
+//! shim has gone. Where the database was lost, copies beside the containers' files say the same. What nobody knows is
+//! removed.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
+
+use store::state::{Batch, StateError};
 
 use super::{
-    Containers, State, Status,
+    ContainerId, Containers, State, Status,
     end::{lost, why},
     front::{clear_run_dir, remove_dir},
+    kept::{self, Database},
     record::{Entry, Record, lock},
 };
 use crate::{
@@ -28,6 +32,8 @@ pub struct RecoveryReport {
     pub ended: Vec<String>,
     /// Containers whose removal was under way, now removed.
     pub removed: Vec<String>,
+    /// Containers that were known only from the copies beside their files: the database was lost.
+    pub adopted: Vec<String>,
     /// Groups and folders that belonged to nobody.
     pub cleared: Vec<String>,
     /// What could not be done.
@@ -99,12 +105,22 @@ impl Containers {
     /// Reads the records and brings them and the board together. Called once, before anything else.
     pub(crate) async fn recover(&self) -> RecoveryReport {
         let mut report = RecoveryReport::default();
+        let mut damaged = BTreeSet::new();
         for item in self.0.parts.state.scan::<Record>("") {
             match item {
-                Ok((_, record)) => drop(lock(&self.0.book).restore(record)),
-                Err(error) => report.problems.push(format!("a container's record cannot be read: {error}")),
+                Ok((_, mut record)) => {
+                    record.state.restarting = false; // By an agent that has ended: see `resume`.
+                    lock(&self.0.book).restore(record);
+                }
+                Err(error) => {
+                    if let StateError::Value { key, .. } = &error {
+                        damaged.insert(key.clone());
+                    }
+                    report.problems.push(format!("a container's record cannot be read: {error}"));
+                }
             }
         }
+        self.adopt(&damaged, &mut report).await;
         let mut entries = lock(&self.0.book).all().into_iter();
         let mut running = tokio::task::JoinSet::new();
         loop {
@@ -129,6 +145,52 @@ impl Containers {
         report
     }
 
+    /// Takes up containers that have files and no record, because the database that had it was lost. What their shims say
+    /// is asked afterwards, as of all others.
+    async fn adopt(&self, damaged: &BTreeSet<String>, report: &mut RecoveryReport) {
+        // Without a number every copy counts: rather something that was being removed comes back than that a full disk ends
+        // what runs.
+        let database = self.database().await.unwrap_or_else(|error| {
+            report.problems.push(board::tasks::chain(&error));
+            String::new()
+        });
+        lock(&self.0.database).clone_from(&database);
+        let (known, parts) = (lock(&self.0.book).ids(), &self.0.parts);
+        let mut lost: BTreeSet<String> = stray(&parts.data_dir.join("containers"), &known).into_iter().collect();
+        lost.extend(stray(&parts.run_dir.join("containers"), &known));
+        for id in lost {
+            let Ok(id) = id.parse::<ContainerId>() else { continue };
+            let places = self.places(&id);
+            let Ok(Some(copy)) = tokio::task::spawn_blocking(move || kept::read(&places)).await else { continue };
+            // Beside the present database: it was being removed.
+            if copy.record.id != id || (copy.database == database && !damaged.contains(id.as_str())) {
+                continue;
+            }
+            let entry = lock(&self.0.book).restore(copy.record);
+            if let Err(error) = self.write_all(&entry).await {
+                report.problems.push(format!("the record of {id} cannot be written again: {error}"));
+            }
+            report.adopted.push(id.to_string());
+        }
+        if !report.adopted.is_empty() {
+            tracing::warn!(containers = ?report.adopted, "records of containers were lost; they were taken from the copies beside their files");
+        }
+    }
+
+    /// The number of the database, which gets one where it is new.
+    async fn database(&self) -> Result<String, StateError> {
+        let state = &self.0.parts.state;
+        // One that cannot be read is no better than a new one: copies beside it count.
+        if let Ok(Some(Database { number })) = state.get::<Database>("it") {
+            return Ok(number);
+        }
+        let number = ContainerId::random().map_err(|_| StateError::Db("the kernel has no random bytes".to_owned()))?;
+        let mut batch = Batch::default();
+        batch.put("it", &Database { number: number.to_string() })?;
+        state.commit(batch).await?;
+        Ok(number.to_string())
+    }
+
     async fn look_after(&self, entry: Arc<Entry>) -> Fate {
         let places = self.places(&entry.id);
         let found = self.find(&entry).await;
@@ -140,7 +202,10 @@ impl Containers {
             Fate::End(exit) => {
                 if !state.status.is_alive() {
                     // Its start was not in its record yet.
-                    entry.change(|record| record.state.starts += 1);
+                    entry.change(|record| {
+                        record.state.starts = record.state.starts.saturating_add(1);
+                        record.state.started_ns = i64::try_from(exit.started_at_ns).ok().filter(|at| *at > 0);
+                    });
                 }
                 let _gate = entry.gate.lock().await;
                 self.set_ended(&entry, exit);
@@ -234,6 +299,10 @@ impl Containers {
             *state != before
         });
         entry.set_network(self.0.parts.networks.attached(entry.id.as_str()));
+        // Free where the ledger has it; what a lost database took with it is granted again.
+        if let Err(error) = self.admit(entry).await {
+            tracing::warn!(%error, container = %entry.id, "a container that runs is more than the board has");
+        }
         if changed {
             self.write_soon(entry);
         }
@@ -296,7 +365,7 @@ impl Containers {
         }
     }
 
-    /// A run directory whose container has no record: its database was lost, or it was being removed.
+    /// A run directory whose container has no record and no copy of it: it was being removed.
     async fn clear_stray(&self, id: &str, report: &mut RecoveryReport) {
         let run = self.0.parts.run_dir.join("containers").join(id);
         let exit = self.0.parts.data_dir.join("containers").join(id).join("exit.json");
@@ -329,7 +398,7 @@ impl Containers {
     }
 
     /// Groups of containers that are none of `known`. Blocking.
-    fn sweep_groups(&self, known: &std::collections::BTreeSet<String>) -> Vec<(String, Result<(), CgroupError>)> {
+    fn sweep_groups(&self, known: &BTreeSet<String>) -> Vec<(String, Result<(), CgroupError>)> {
         let cgroups = &self.0.parts.cgroups;
         let parent = match self.0.parts.cgroup_parent.trim_matches('/') {
             "" => String::new(),
@@ -359,7 +428,7 @@ fn is_id(name: &str) -> bool {
 }
 
 /// Folders named like containers that are none of `known`.
-fn stray(dir: &Path, known: &std::collections::BTreeSet<String>) -> Vec<String> {
+fn stray(dir: &Path, known: &BTreeSet<String>) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| is_id(name) && !known.contains(name)).collect()

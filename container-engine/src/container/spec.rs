@@ -83,6 +83,8 @@ pub struct ContainerSpec {
     pub log: LogOptions,
     /// Removed by itself at its end.
     pub auto_remove: bool,
+    /// Whether it is started again by itself after its end.
+    pub restart: Restart,
     /// Admission and out-of-memory order: higher stays longer.
     pub priority: i32,
 }
@@ -380,6 +382,24 @@ impl Default for LogOptions {
     fn default() -> Self {
         Self { path: None, max_bytes: 10 << 20, max_files: 5 }
     }
+}
+
+/// Whether a container is started again by itself after its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It stays down.
+    #[default]
+    No,
+    /// Where its exit code is not 0.
+    OnFailure {
+        /// At most so many times; 0: without end.
+        max: u32,
+    },
+    /// Always; also with the agent, if somebody had stopped it.
+    Always,
+    /// Always, unless somebody stopped it.
+    UnlessStopped,
 }
 
 /// A further process in a running container.

@@ -26,6 +26,15 @@ use crate::{
 /// Largest configuration that is read back, bytes.
 const MAX_CONFIG: u64 = 4 << 20;
 
+/// Who starts a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// Somebody.
+    Hand,
+    /// Its restart policy.
+    Policy,
+}
+
 /// What was found while setting up.
 struct Prepared {
     record: Record,
@@ -45,12 +54,15 @@ impl Containers {
         let entry = self.entry(id)?;
         let this = self.clone();
         let closed = || StartError::Record(store::state::StateError::Closed);
-        self.whole(async move { this.start_whole(entry).await }).await.ok_or_else(closed)?
+        self.whole(async move { this.start_entry(entry, By::Hand).await }).await.ok_or_else(closed)?
     }
 
-    async fn start_whole(&self, entry: Arc<Entry>) -> Result<Started, StartError> {
+    pub(super) async fn start_entry(&self, entry: Arc<Entry>, by: By) -> Result<Started, StartError> {
         let _gate = entry.gate.lock().await;
         let state = entry.with(|record| record.state.clone());
+        if by == By::Policy && !state.restarting {
+            return Err(StartError::StaysDown(entry.id.clone()));
+        }
         match state.status {
             Status::Running => {
                 return Ok(Started { pid: state.pid.unwrap_or(0), at_ns: state.started_ns.unwrap_or(0) });
@@ -62,11 +74,14 @@ impl Containers {
             return Err(super::ResolveError::NotFound(entry.id.to_string()).into());
         }
         let result = match self.admit(&entry).await {
-            Ok(()) => self.bring_up(&entry).await,
+            Ok(()) => self.bring_up(&entry, by).await,
             Err(error) => Err(error),
         };
         match result {
             Ok((started, events)) => {
+                if by == By::Hand {
+                    *lock(&entry.pause) = None;
+                }
                 self.tell(&entry, Action::Started { pid: started.pid });
                 self.write_soon(&entry);
                 let (this, followed) = (self.clone(), entry.clone());
@@ -87,7 +102,7 @@ impl Containers {
     }
 
     /// What a container without limits reserves is nothing; pods and jobs reserve as a whole.
-    async fn admit(&self, entry: &Entry) -> Result<(), StartError> {
+    pub(super) async fn admit(&self, entry: &Entry) -> Result<(), StartError> {
         let ledger = &self.0.parts.ledger;
         if ledger.covers(&entry.owner) {
             return Ok(());
@@ -100,7 +115,7 @@ impl Containers {
         Ok(ledger.admit(Holder::container(entry.owner.clone(), entry.id.as_str()), priority, amount).await?)
     }
 
-    async fn bring_up(&self, entry: &Arc<Entry>) -> Result<(Started, Events), StartError> {
+    async fn bring_up(&self, entry: &Arc<Entry>, by: By) -> Result<(Started, Events), StartError> {
         let parts = &self.0.parts;
         let places = self.places(&entry.id);
         let record = entry.record();
@@ -117,7 +132,15 @@ impl Containers {
         let exit_file = places.exit();
         let _ = std::fs::remove_file(&exit_file); // Of a former life.
         let config = self.configure(entry, &prepared, &network, joined)?;
-        entry.change(|kept| kept.mounts.clone_from(&prepared.mounts));
+        let moved = entry.change(|kept| {
+            let moved = kept.mounts != prepared.mounts;
+            kept.mounts.clone_from(&prepared.mounts);
+            moved
+        });
+        if moved {
+            self.keep_copy(entry, &places.data);
+        }
+        self.keep_copy(entry, &places.run);
         self.owner_group(entry).await?;
         let spec = self.shim_spec(entry, &places.run, exit_file);
         let write = |path: PathBuf, bytes: Vec<u8>| {
@@ -140,8 +163,9 @@ impl Containers {
         let at_ns = i64::try_from(status.started_at_ns).ok().filter(|at| *at > 0).unwrap_or_else(now_ns);
         entry.change(|record| {
             let starts = record.state.starts.saturating_add(1);
-            let started_ns = Some(at_ns);
-            record.state = State { status: Status::Running, pid: Some(pid), started_ns, starts, ..State::default() };
+            let restarts = if by == By::Policy { record.state.restarts.saturating_add(1) } else { 0 };
+            let (status, pid, started_ns) = (Status::Running, Some(pid), Some(at_ns));
+            record.state = State { status, pid, started_ns, starts, restarts, ..State::default() };
         });
         Ok((Started { pid, at_ns }, events))
     }

@@ -67,6 +67,12 @@ pub struct State {
     pub error: Option<String>,
     /// Times that it was started.
     pub starts: u32,
+    /// Times that its policy has started it again since somebody did.
+    pub restarts: u32,
+    /// Its policy is about to start it again.
+    pub restarting: bool,
+    /// Somebody stopped it: its policy leaves it down.
+    pub by_hand: bool,
 }
 
 /// How a container ended.

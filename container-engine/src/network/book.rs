@@ -12,7 +12,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     error::{AttachError, NetworkError, protocol_name},
-    ipam, link,
+    ipam,
+    link::{self, Device},
     ports::{self, Held},
     record::{Endpoint, Sandbox, key},
     rules::Redirect,
@@ -38,6 +39,8 @@ pub(super) struct Book {
     pub held: HashMap<String, Vec<Held>>,
     /// Where name servers are reached, by network.
     pub resolvers: BTreeMap<String, Vec<Redirect>>,
+    /// The engine's, for names of devices.
+    pub instance: String,
 }
 
 impl Book {
@@ -76,7 +79,7 @@ impl Book {
         }
         let subnet = match spec.subnet {
             Some(subnet) => self.check_subnet(subnet, routes)?,
-            None => ipam::candidates()
+            None => ipam::candidates(&self.instance)
                 .find(|subnet| self.check_subnet(*subnet, routes).is_ok())
                 .ok_or(NetworkError::NoSubnet)?,
         };
@@ -86,7 +89,7 @@ impl Book {
             return Err(NetworkError::Invalid(why));
         }
         let ipv6 = spec.ipv6.map(|net| self.check_ipv6(net)).transpose()?;
-        let device = link::device_name("eb-", &[&owner.to_string(), &spec.name]);
+        let device = Device::Bridge.name(&self.instance, &[&owner.to_string(), &spec.name]);
         let id = id_of(&key, created_ns);
         let network = Network {
             name: spec.name,
@@ -251,7 +254,7 @@ impl Book {
         let name = format!("eth{}", number.unwrap_or(0));
         Ok(Endpoint {
             // Another each time: the former device of a container that comes back may be on its way out.
-            device: link::device_name("ev", &[&sandbox.id, &name, &super::now_ns().to_string()]),
+            device: Device::Veth.name(&self.instance, &[&sandbox.id, &name, &super::now_ns().to_string()]),
             interface: Interface {
                 name,
                 network: network.name.clone(),

@@ -30,6 +30,8 @@ use crate::{container::Protocol, sys::netns};
 pub(super) struct Host {
     route: Mutex<Netlink>,
     table: Mutex<Netlink>,
+    /// The table's name.
+    table_name: String,
     /// Bridges that were made or found, and what they are.
     ready: Mutex<BTreeMap<String, Link>>,
     mtu: Option<u32>,
@@ -44,12 +46,14 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
-    pub fn open(mtu: Option<u32>) -> Result<Self, NetworkError> {
+    /// `table_name`: the table of rules, which is this engine's alone.
+    pub fn open(mtu: Option<u32>, table_name: String) -> Result<Self, NetworkError> {
         let route = Netlink::route().map_err(NetworkError::kernel("open a netlink socket for routes"))?;
         let table = Netlink::netfilter().map_err(NetworkError::kernel("open a netlink socket for nf_tables"))?;
         Ok(Self {
             route: Mutex::new(route),
             table: Mutex::new(table),
+            table_name,
             ready: Mutex::default(),
             mtu,
             doomed: Mutex::default(),
@@ -274,7 +278,7 @@ impl Host {
 
     /// Makes the table again where somebody removed it: `nft flush ruleset` is the first line of many a firewall.
     pub fn ensure_table(&self, book: &Mutex<Book>) -> Result<(), NetworkError> {
-        let there = nft::has_table(&mut lock(&self.table), rules::TABLE);
+        let there = nft::has_table(&mut lock(&self.table), &self.table_name);
         if there.map_err(NetworkError::kernel("look at the rules for networks (nf_tables)"))? {
             return Ok(());
         }
@@ -285,7 +289,7 @@ impl Host {
     /// Adds what leads to a sandbox.
     pub fn publish(&self, redirects: &[Redirect]) -> Result<(), NetworkError> {
         let mut batch = Batch::default();
-        rules::add(&mut batch, redirects);
+        rules::add(&mut batch, &self.table_name, redirects);
         let mut socket = lock(&self.table);
         let done = batch.commit(&mut socket).map_err(io::Error::from);
         done.map_err(NetworkError::kernel("publish ports (nf_tables)"))?;
@@ -297,7 +301,7 @@ impl Host {
     /// Takes out what leads to a sandbox; where the table has changed under us it is made again.
     pub fn unpublish(&self, redirects: &[Redirect], book: &Mutex<Book>) -> Result<(), NetworkError> {
         let mut batch = Batch::default();
-        rules::delete(&mut batch, redirects);
+        rules::delete(&mut batch, &self.table_name, redirects);
         let mut socket = lock(&self.table);
         let done = batch.commit(&mut socket).map_err(io::Error::from);
         forget(&mut socket, redirects, |redirect, entry| redirect.to == entry.answers);
@@ -314,7 +318,7 @@ impl Host {
         let mut socket = lock(&self.table);
         let batch = {
             let book = lock(book);
-            rules::rebuild(book.networks.values(), &book.redirects())
+            rules::rebuild(&self.table_name, book.networks.values(), &book.redirects())
         };
         let done = batch.commit(&mut socket).map_err(io::Error::from);
         done.map_err(NetworkError::kernel(
@@ -326,8 +330,8 @@ impl Host {
     /// Removes the table.
     pub fn clear(&self) -> io::Result<()> {
         let mut batch = Batch::default();
-        batch.table(rules::TABLE);
-        batch.delete_table(rules::TABLE);
+        batch.table(&self.table_name);
+        batch.delete_table(&self.table_name);
         Ok(batch.commit(&mut lock(&self.table))?)
     }
 

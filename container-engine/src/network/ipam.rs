@@ -42,11 +42,22 @@ fn place(seed: &str) -> u32 {
     digest.as_ref().iter().take(4).fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
-/// Subnets for networks that name none: /24 of 10.89.0.0 to 10.127.255.0, then /24 of 172.19.0.0 to 172.31.255.0.
-pub fn candidates() -> impl Iterator<Item = Ipv4Net> {
-    let tens = (89..128u8).flat_map(|b| (0..=255u8).map(move |c| Ipv4Addr::new(10, b, c, 0)));
-    let others = (19..32u8).flat_map(|b| (0..=255u8).map(move |c| Ipv4Addr::new(172, b, c, 0)));
-    tens.chain(others).map(|address| Ipv4Net::new_assert(address, 24))
+/// Subnets for networks that name none: /24 of 10.89.0.0 to 10.127.255.0, then /24 of 172.19.0.0 to 172.31.255.0. An
+/// engine with an instance of its own begins elsewhere among them: what another has chosen, and not yet made, no route
+/// tells.
+pub fn candidates(instance: &str) -> impl Iterator<Item = Ipv4Net> {
+    let tens = || (89..128u8).flat_map(|b| (0..=255u8).map(move |c| Ipv4Addr::new(10, b, c, 0)));
+    let others = || (19..32u8).flat_map(|b| (0..=255u8).map(move |c| Ipv4Addr::new(172, b, c, 0)));
+    let all = move || tens().chain(others()).map(|address| Ipv4Net::new_assert(address, 24));
+    const COUNT: usize = (128 - 89 + 32 - 19) * 256;
+    let start = if instance.is_empty() { 0 } else { place(instance) as usize % COUNT };
+    all().skip(start).chain(all().take(start))
+}
+
+/// The subnet that the default network of an engine with an instance of its own is to have.
+pub fn default_of(instance: &str) -> Ipv4Net {
+    let [.., last] = place(instance).to_be_bytes();
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 128 | last, 0, 0), 16)
 }
 
 /// Subnets for the default network: the wanted one, then others of the same size or /16.

@@ -1,7 +1,9 @@
 //! Devices, addresses and routes, as requests to the kernel.
 //!
 //! Names: bridges of user networks are `eb-` and 12 hexadecimal digits, the host's ends of veth pairs `ev` and 12, so
-//! that leftovers are known by name. What a container sees is `eth0`, `eth1`, …
+//! that leftovers are known by name. Those of an engine on other data than the usual are `eb` or `ev`, five digits that
+//! tell the engine, `-`, and seven characters: no engine takes another's for its own. What a container sees is `eth0`,
+//! `eth1`, …
 
 use std::{
     collections::BTreeMap,
@@ -272,19 +274,82 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// A device's name from what it is for.
-pub fn device_name(prefix: &str, parts: &[&str]) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, parts.join("\0").as_bytes());
-    let hex: String = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    format!("{prefix}{hex}")
+/// Digits of the engine in a device's name.
+const ENGINE_DIGITS: usize = 5;
+
+/// What a device is for, which its name begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The host's end of a veth pair.
+    Veth,
+    /// The bridge of a user network.
+    Bridge,
 }
 
-/// Whether it is the name of a host's end of a veth pair of ours.
-pub fn is_our_veth(name: &str) -> bool {
-    name.strip_prefix("ev").is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+impl Device {
+    /// What is before the part that tells one from another; `instance` is the engine's, see `Options`.
+    fn prefix(self, instance: &str) -> String {
+        let engine = instance.get(..ENGINE_DIGITS);
+        match (self, engine) {
+            (Self::Veth, None) => "ev".to_owned(),
+            (Self::Bridge, None) => "eb-".to_owned(),
+            (Self::Veth, Some(engine)) => format!("ev{engine}-"),
+            (Self::Bridge, Some(engine)) => format!("eb{engine}-"),
+        }
+    }
+
+    /// Its name from what it belongs to; at most 15 bytes, as the kernel has it.
+    pub fn name(self, instance: &str, parts: &[&str]) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, parts.join("\0").as_bytes());
+        let digest = digest.as_ref().iter();
+        let tail: String = if instance.is_empty() {
+            digest.take(6).map(|byte| format!("{byte:02x}")).collect()
+        } else {
+            // Five bits each, as there is less room.
+            digest.take(7).map(|byte| char::from(b"abcdefghijklmnopqrstuvwxyz234567"[usize::from(byte & 31)])).collect()
+        };
+        format!("{}{tail}", self.prefix(instance))
+    }
+
+    /// Whether it is the name of such a device of this engine.
+    pub fn is_named(self, instance: &str, name: &str) -> bool {
+        name.strip_prefix(&self.prefix(instance)).is_some_and(|tail| {
+            if instance.is_empty() {
+                tail.len() == 12 && tail.bytes().all(|b| b.is_ascii_hexdigit())
+            } else {
+                tail.len() == 7 && tail.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+            }
+        })
+    }
 }
 
-/// Whether it is the name of a bridge of a user network.
-pub fn is_our_bridge(name: &str) -> bool {
-    name.strip_prefix("eb-").is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+/// The name of a file from what it is about, which may hold any character.
+pub fn file_name(about: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, about.as_bytes());
+    digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_engines_apart() {
+        let instances = ["", "0123456789ab", "123456789abc"];
+        for instance in instances {
+            for device in [Device::Veth, Device::Bridge] {
+                let name = device.name(instance, &["a", "b"]);
+                assert!(name.len() <= 15 && name != device.name(instance, &["ab"]), "{name}");
+                for other in instances {
+                    assert_eq!(device.is_named(other, &name), other == instance, "{name} of {other:?}");
+                }
+                let another = if device == Device::Veth { Device::Bridge } else { Device::Veth };
+                assert!(!another.is_named(instance, &name), "{name}");
+            }
+        }
+        assert_eq!(Device::Veth.name("", &["a"]), "evca978112ca1b");
+        for foreign in ["eth0", "ev", "ev0123", "ev0123456789abc", "eb-xyz", "ev01234-ABCDEFG"] {
+            assert!(instances.iter().all(|it| !Device::Veth.is_named(it, foreign)), "{foreign}");
+        }
+    }
 }

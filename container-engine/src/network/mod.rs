@@ -51,6 +51,7 @@ pub use types::*;
 use self::{
     book::Book,
     host::{Host, lock},
+    link::Device,
     record::{Sandbox, key},
 };
 use crate::{
@@ -60,7 +61,7 @@ use crate::{
 
 /// Whether the kernel answers questions about nf_tables, which masquerading and published ports stand on. Blocking.
 pub fn has_nf_tables() -> bool {
-    netlink::Netlink::netfilter().and_then(|mut socket| nft::has_table(&mut socket, "edge-agent")).is_ok()
+    netlink::Netlink::netfilter().and_then(|mut socket| nft::has_table(&mut socket, &rules::table(""))).is_ok()
 }
 
 /// All networks of this board; cheap to clone.
@@ -87,15 +88,16 @@ impl Networks {
     /// Reads the records. Touches nothing of the host: devices and rules are made when first needed, or by
     /// [`Networks::recover`], which must have run before the first attachment.
     pub async fn open(options: Options, state: State) -> Result<Self, NetworkError> {
-        let mtu = options.mtu;
-        let host = blocking(move || Host::open(mtu)).await?;
+        let (mtu, table) = (options.mtu, rules::table(&options.instance));
+        let host = blocking(move || Host::open(mtu, table)).await?;
+        let book = Book { instance: options.instance.clone(), ..Book::default() };
         let inner = Inner {
             dns: dns::Dns::new(options.resolv_conf.clone()),
             cni: cni::Cni::new(options.cni.clone(), &options.data_dir),
             options,
             state,
             host: Arc::new(host),
-            book: Mutex::default(),
+            book: Mutex::new(book),
             gates: Mutex::default(),
             networks: Arc::default(),
             problem: Mutex::default(),
@@ -128,8 +130,9 @@ impl Networks {
         Ok(network)
     }
 
-    /// Removes a network that nothing is on, with its bridge.
+    /// Removes a network that nothing is on, with its bridge. What is just leaving it is waited for.
     pub async fn remove(&self, owner: &Owner, name: &str) -> Result<(), NetworkError> {
+        self.settle(owner, name).await;
         let guard = self.0.networks.clone().lock_owned().await;
         if name == DEFAULT_NETWORK {
             return Err(NetworkError::Invalid("the network \"bridge\" is always there and cannot be removed".into()));
@@ -199,6 +202,35 @@ impl Networks {
     /// At the agent's end: stops the name servers; containers keep their networks.
     pub fn close(&self) {
         self.0.dns.stop_all();
+    }
+
+    /// Takes the table and the bridges away where nothing is on them: an engine that is only visiting, on other data than
+    /// the usual, leaves nothing on the host. They are made again when they are needed. A bridge that somebody named may
+    /// be somebody's, and stays.
+    pub async fn leave(&self) -> Result<(), NetworkError> {
+        let guard = self.0.networks.clone().lock_owned().await;
+        let this = self.clone();
+        blocking(move || {
+            let devices: Vec<String> = {
+                let book = lock(&this.0.book);
+                if !book.sandboxes.is_empty() {
+                    return Ok(());
+                }
+                book.networks.values().map(|network| network.device.clone()).collect()
+            };
+            this.0.host.remove_doomed();
+            let instance = &this.0.options.instance;
+            let usual = Options::of(instance.clone()).device;
+            let ours = |device: &&String| **device == usual || Device::Bridge.is_named(instance, device);
+            for device in devices.iter().filter(ours) {
+                let step = format!("remove bridge {device:?}");
+                this.0.host.delete_link(device).map_err(NetworkError::kernel(step))?;
+            }
+            this.0.host.clear().map_err(NetworkError::kernel("remove the rules for networks (nf_tables)"))?;
+            drop(guard);
+            Ok(())
+        })
+        .await
     }
 
     async fn gate(&self, sandbox: &str) -> Guard {
@@ -295,7 +327,7 @@ impl Inner {
 }
 
 fn copy_path<E: Entity>(run: &Path, key: &str) -> std::path::PathBuf {
-    run.join("network").join(E::TREE).join(link::device_name("", &[key])).with_extension("json")
+    run.join("network").join(E::TREE).join(link::file_name(key)).with_extension("json")
 }
 
 fn copies<E: Entity>(run: &Path) -> Vec<(String, E)> {

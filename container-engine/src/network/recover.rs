@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     NetworkError, Networks, RecoveryReport, blocking,
     host::lock,
-    link::{self, Link},
+    link::{Device, Link},
     ports,
     record::Sandbox,
 };
@@ -90,7 +90,8 @@ impl super::Inner {
         };
         let links = self.host.links().map_err(NetworkError::kernel("list the host's devices"))?;
         let ours = |name: &str, link: &Link| {
-            (link::is_our_veth(name) && link.kind == "veth") || (link::is_our_bridge(name) && link.kind == "bridge")
+            let named = |device: Device| device.is_named(&self.options.instance, name);
+            (named(Device::Veth) && link.kind == "veth") || (named(Device::Bridge) && link.kind == "bridge")
         };
         for (name, _) in links.iter().filter(|(name, link)| ours(name, link) && !devices.contains(*name)) {
             match self.host.delete_link(name) {

@@ -1,4 +1,5 @@
-//! The rules of all networks: one table `inet edge-agent`, made from the records.
+//! The rules of all networks: one table `inet edge-agent`, made from the records. An engine on other data than the usual
+//! has a table of its own, `inet edge-agent-INSTANCE`.
 //!
 //! The rules themselves depend on networks alone. What comes and goes with containers are elements of maps, so an
 //! attachment changes one map in one small transaction, or nothing at all; and the whole table can be made again at
@@ -30,8 +31,11 @@ use super::{
 };
 use crate::container::Protocol;
 
-/// The table.
-pub const TABLE: &str = "edge-agent";
+/// The name of an engine's table.
+pub fn table(instance: &str) -> String {
+    if instance.is_empty() { "edge-agent".to_owned() } else { format!("edge-agent-{instance}") }
+}
+
 const BRIDGES: Set = Set { name: "bridges", key: &[DataType::IfName], data: &[] };
 const INTERNAL: Set = Set { name: "internal", key: &[DataType::IfName], data: &[] };
 const WITHIN: Set = Set { name: "within", key: &[DataType::IfName, DataType::IfName], data: &[] };
@@ -108,41 +112,41 @@ fn elements(redirects: &[Redirect]) -> BTreeMap<&'static str, Vec<Element>> {
 }
 
 /// Adds redirects to the table.
-pub fn add(batch: &mut Batch, redirects: &[Redirect]) {
+pub fn add(batch: &mut Batch, table: &str, redirects: &[Redirect]) {
     for (map, elements) in elements(redirects) {
-        batch.add(TABLE, map, &elements);
+        batch.add(table, map, &elements);
     }
 }
 
 /// Takes redirects out of the table.
-pub fn delete(batch: &mut Batch, redirects: &[Redirect]) {
+pub fn delete(batch: &mut Batch, table: &str, redirects: &[Redirect]) {
     for (map, elements) in elements(redirects) {
-        batch.delete(TABLE, map, &elements);
+        batch.delete(table, map, &elements);
     }
 }
 
 /// The whole table anew, in place of the one that may be there.
-pub fn rebuild<'a>(networks: impl Iterator<Item = &'a Network> + Clone, redirects: &[Redirect]) -> Batch {
+pub fn rebuild<'a>(table: &str, networks: impl Iterator<Item = &'a Network> + Clone, redirects: &[Redirect]) -> Batch {
     let mut batch = Batch::default();
-    batch.table(TABLE); // So that there is one to delete.
-    batch.delete_table(TABLE);
-    batch.table(TABLE);
+    batch.table(table); // So that there is one to delete.
+    batch.delete_table(table);
+    batch.table(table);
     for set in [&BRIDGES, &INTERNAL, &WITHIN, &PORTS4, &PORTS4_AT, &PORTS6, &PORTS6_AT] {
-        batch.set(TABLE, set);
+        batch.set(table, set);
     }
     let filter = |hook, priority| Some(Base { kind: "filter", hook, priority });
     let nat = |hook, priority| Some(Base { kind: "nat", hook, priority });
-    batch.chain(TABLE, "guard", filter(Hook::Prerouting, -300));
-    batch.chain(TABLE, "published", None);
-    batch.chain(TABLE, "prerouting", nat(Hook::Prerouting, -100));
-    batch.chain(TABLE, "output", nat(Hook::Output, -100));
-    batch.chain(TABLE, "postrouting", nat(Hook::Postrouting, 100));
-    batch.chain(TABLE, "forward", filter(Hook::Forward, 0));
+    batch.chain(table, "guard", filter(Hook::Prerouting, -300));
+    batch.chain(table, "published", None);
+    batch.chain(table, "prerouting", nat(Hook::Prerouting, -100));
+    batch.chain(table, "output", nat(Hook::Output, -100));
+    batch.chain(table, "postrouting", nat(Hook::Postrouting, 100));
+    batch.chain(table, "forward", filter(Hook::Forward, 0));
 
     let loopback = IpNet::from(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
     let loopback6 = IpNet::from(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
     // `route_localnet`, which published ports on 127.0.0.1 need, must not open the host's loopback to containers.
-    batch.rule(TABLE, "guard", &Rule::new().iifname_in(BRIDGES.name).daddr(loopback).drop());
+    batch.rule(table, "guard", &Rule::new().iifname_in(BRIDGES.name).daddr(loopback).drop());
 
     let published = [
         Rule::new().daddr(loopback6).back(),
@@ -152,10 +156,10 @@ pub fn rebuild<'a>(networks: impl Iterator<Item = &'a Network> + Clone, redirect
         Rule::new().daddr_is_local().dnat(IPV6, PORTS6.name, false),
     ];
     for rule in &published {
-        batch.rule(TABLE, "published", rule);
+        batch.rule(table, "published", rule);
     }
-    batch.rule(TABLE, "prerouting", &Rule::new().jump("published"));
-    batch.rule(TABLE, "output", &Rule::new().jump("published"));
+    batch.rule(table, "prerouting", &Rule::new().jump("published"));
+    batch.rule(table, "output", &Rule::new().jump("published"));
 
     let forward = [
         Rule::new().known_connection().accept(),
@@ -167,26 +171,26 @@ pub fn rebuild<'a>(networks: impl Iterator<Item = &'a Network> + Clone, redirect
         Rule::new().iifname_in(BRIDGES.name).accept(),
     ];
     for rule in &forward {
-        batch.rule(TABLE, "forward", rule);
+        batch.rule(table, "forward", rule);
     }
 
     // A connection of the host from 127.0.0.1 would be answered to the container's own loopback.
     let from_loopback = Rule::new().saddr(loopback).oifname_in(BRIDGES.name).masquerade();
-    batch.rule(TABLE, "postrouting", &from_loopback);
+    batch.rule(table, "postrouting", &from_loopback);
     for network in networks.clone() {
         for rule in outwards(network) {
-            batch.rule(TABLE, "postrouting", &rule);
+            batch.rule(table, "postrouting", &rule);
         }
     }
     let set = |key: Vec<u8>| Element { key, data: Vec::new() };
     let name = |network: &Network| if_name(&network.device).to_vec();
     let all: Vec<_> = networks.clone().map(|network| set(name(network))).collect();
-    batch.add(TABLE, BRIDGES.name, &all);
+    batch.add(table, BRIDGES.name, &all);
     let internal: Vec<_> = networks.clone().filter(|one| one.internal).map(|network| set(name(network))).collect();
-    batch.add(TABLE, INTERNAL.name, &internal);
+    batch.add(table, INTERNAL.name, &internal);
     let within: Vec<_> = networks.map(|network| set(name(network).repeat(2))).collect();
-    batch.add(TABLE, WITHIN.name, &within);
-    add(&mut batch, redirects);
+    batch.add(table, WITHIN.name, &within);
+    add(&mut batch, table, redirects);
     batch
 }
 

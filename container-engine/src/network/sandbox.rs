@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     container::{Attachment, NetworkMode},
+    owner::Owner,
     sys::netns,
 };
 
@@ -196,8 +197,30 @@ impl Networks {
         Ok(())
     }
 
+    /// Waits for sandboxes that are coming to a network or leaving it, and goes on taking away what was left halfway.
+    pub(super) async fn settle(&self, owner: &Owner, network: &str) {
+        let halfway: Vec<String> = {
+            let book = lock(&self.0.book);
+            let Ok(key) = book.resolve(owner, network) else { return };
+            let on = |sandbox: &&Sandbox| sandbox.endpoints.iter().any(|endpoint| endpoint.network == key);
+            book.sandboxes.values().filter(on).filter(|it| !it.complete).map(|it| it.id.clone()).collect()
+        };
+        for id in halfway {
+            let guard = self.gate(&id).await;
+            let left = lock(&self.0.book).sandboxes.get(&id).filter(|it| !it.complete).cloned();
+            if let Some(left) = left
+                && let Err(error) = self.undo(left, guard).await
+            {
+                tracing::warn!(error = %board::tasks::chain(&error), sandbox = id, "what is left of a sandbox's network stays");
+            }
+        }
+    }
+
     /// Undoes what there is of a sandbox, and forgets it.
     pub(super) async fn undo(&self, sandbox: Sandbox, guard: super::Guard) -> Result<super::Guard, AttachError> {
+        if let Some(record) = lock(&self.0.book).sandboxes.get_mut(&sandbox.id) {
+            record.complete = false;
+        }
         self.0.cni.delete(&sandbox.id).await?;
         let inner = self.0.clone();
         let (sandbox, guard) = blocking(move || {

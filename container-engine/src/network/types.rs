@@ -26,6 +26,8 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// `DATA`: cached CNI results lie in `cni/`; they outlive a reboot as DEL needs them.
     pub data_dir: PathBuf,
+    /// Tells what this engine makes on the host from what others make, see [`crate::engine::instance`]; empty: the usual.
+    pub instance: String,
     /// Device of the default network.
     pub device: String,
     /// Subnet of the default network; another is taken where it collides with a route of the host.
@@ -42,11 +44,24 @@ pub struct Options {
     pub events: Events,
 }
 
+impl Options {
+    /// For an engine that has [`crate::engine::instance`] in what it makes on the host; empty: the usual one.
+    pub fn of(instance: String) -> Self {
+        if instance.is_empty() {
+            return Self::default();
+        }
+        // A name of a device has at most 15 bytes.
+        let device = format!("edge-{}", instance.get(..8).unwrap_or(&instance));
+        Self { subnet: super::ipam::default_of(&instance), device, instance, ..Self::default() }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             run_dir: "/run/edge-agent".into(),
             data_dir: "/var/lib/edge-agent".into(),
+            instance: String::new(),
             device: "edge0".into(),
             subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 88, 0, 0), 16),
             ipv6: None,

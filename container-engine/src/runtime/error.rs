@@ -54,7 +54,7 @@ pub enum RuntimeError {
         message: String,
     },
     /// The runtime has not ended in time and was killed.
-    #[error("{program} {verb} of container {id} has not ended after {limit:?} and was killed")]
+    #[error("{program}: {verb} of container {id} has not ended after {limit:?} and was killed")]
     TimedOut {
         /// The runtime's program.
         program: String,
@@ -74,7 +74,7 @@ pub enum RuntimeError {
         source: io::Error,
     },
     /// The runtime's answer cannot be read.
-    #[error("{program} {verb} of container {id} gave an answer that cannot be read: {message}")]
+    #[error("{program}: {verb} of container {id} gave an answer that cannot be read: {message}")]
     Answer {
         /// The runtime's program.
         program: String,
@@ -86,7 +86,7 @@ pub enum RuntimeError {
         message: String,
     },
     /// Anything else, in the runtime's words.
-    #[error("{program} {verb} of container {id} failed: {message}")]
+    #[error("{program}: {verb} of container {id} failed: {message}")]
     Other {
         /// The runtime's program.
         program: String,

@@ -87,7 +87,7 @@ impl Config {
         let relay_s3 = relays::s3(raw.relay.s3, &name)?;
         let spool = raw.uploads.spool.unwrap_or_else(|| data_dir.join("spool"));
         Ok(Self {
-            engine: engine::check(raw.engine, &data_dir)?,
+            engine: engine::check(raw.engine)?,
             board_metrics: board_metrics(raw.board_metrics, &data_dir)?,
             uploads: relays::uploads(relay_s3.as_ref(), raw.uploads.part_bytes.0, &spool)?,
             spool,

@@ -14,7 +14,7 @@ use container_engine::{
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    checked::{USUAL_DATA_DIR, Wrong, readable, wrong},
+    checked::{Wrong, readable, wrong},
     raw,
 };
 
@@ -40,12 +40,12 @@ pub struct EngineConfig {
     pub parallel_downloads: usize,
     /// How registries are reached, mirrors included.
     pub registry: registry::Options,
-    /// Control group above `edge.slice`; empty: none.
-    pub cgroup_parent: String,
-    /// Device of the default network.
-    pub bridge: String,
-    /// The default network.
-    pub subnet: Ipv4Net,
+    /// Control group above `edge.slice`; empty: none. Absent: what goes with the data.
+    pub cgroup_parent: Option<String>,
+    /// Device of the default network. Absent: what goes with the data.
+    pub bridge: Option<String>,
+    /// The default network. Absent: what goes with the data.
+    pub subnet: Option<Ipv4Net>,
     /// The same for IPv6.
     pub ipv6: Option<Ipv6Net>,
     /// The host's plugins, where they are used.
@@ -61,33 +61,28 @@ pub struct EngineConfig {
 impl EngineConfig {
     /// What the engine is opened with.
     pub fn options(&self, data_dir: &Path, run_dir: &Path) -> Options {
+        let usual = Options::new(data_dir, run_dir);
         let network = network::Options {
-            device: self.bridge.clone(),
-            subnet: self.subnet,
+            device: self.bridge.clone().unwrap_or(usual.network.device),
+            subnet: self.subnet.unwrap_or(usual.network.subnet),
             ipv6: self.ipv6,
             cni: self.cni.clone(),
-            ..network::Options::default()
+            ..usual.network
         };
         Options {
             runtime: self.runtime.clone(),
-            cgroup_parent: self.cgroup_parent.clone(),
+            cgroup_parent: self.cgroup_parent.clone().unwrap_or(usual.cgroup_parent),
             network,
             registry: self.registry.clone(),
             quota: self.quota,
             water: self.water,
             parallel_downloads: self.parallel_downloads,
-            ..Options::new(data_dir, run_dir)
+            ..usual
         }
     }
 }
 
-/// What is in a control group of ours and no container of ours is removed at start: engines on other data need another one.
-fn cgroup_parent(given: Option<String>, data_dir: &Path) -> Result<String, Wrong> {
-    let Some(text) = given else {
-        let is_usual = data_dir == Path::new(USUAL_DATA_DIR);
-        let digest = container_engine::content::Digest::of(data_dir.as_os_str().as_encoded_bytes());
-        return Ok(if is_usual { String::new() } else { format!("edge-{}", &digest.hex()[..12]) });
-    };
+fn cgroup_parent(text: String) -> Result<String, Wrong> {
     let is_part = |part: &str| {
         !part.is_empty() && part != "." && part != ".." && part.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
     };
@@ -107,7 +102,13 @@ fn bridge(name: String) -> Result<String, Wrong> {
     }
 }
 
-pub(super) fn check(raw: raw::Engine, data_dir: &Path) -> Result<EngineConfig, Wrong> {
+fn subnet(text: &str) -> Result<Ipv4Net, Wrong> {
+    let subnet = text.parse::<Ipv4Net>().ok().filter(|it| (8..=30).contains(&it.prefix_len()));
+    let problem = || format!("{text:?} is no subnet; write it like \"10.88.0.0/16\"");
+    subnet.map_or_else(|| wrong("engine.subnet", problem()), Ok)
+}
+
+pub(super) fn check(raw: raw::Engine) -> Result<EngineConfig, Wrong> {
     if raw.docker_socket {
         return wrong("engine.docker_socket", "Docker's API is not available yet: leave it out, or set it to false");
     }
@@ -131,10 +132,7 @@ pub(super) fn check(raw: raw::Engine, data_dir: &Path) -> Result<EngineConfig, W
     if !(1..=1000).contains(&raw.log_max_files) {
         return wrong("engine.log_max_files", format!("{}; from 1 to 1000", raw.log_max_files));
     }
-    let subnet = raw.subnet.parse::<Ipv4Net>().ok().filter(|it| (8..=30).contains(&it.prefix_len()));
-    let Some(subnet) = subnet else {
-        return wrong("engine.subnet", format!("{:?} is no subnet; write it like \"10.88.0.0/16\"", raw.subnet));
-    };
+    let subnet = raw.subnet.as_deref().map(subnet).transpose()?;
     let ipv6 = raw.ipv6_subnet.as_deref().map(ipv6).transpose()?;
     let cni = readable("engine.cni_conf_dir", raw.cni_conf_dir)?;
     let cni = cni.map(|conf_dir| CniOptions { conf_dir, bin_dirs: raw.cni_bin_dir, ..CniOptions::default() });
@@ -142,8 +140,8 @@ pub(super) fn check(raw: raw::Engine, data_dir: &Path) -> Result<EngineConfig, W
     Ok(EngineConfig {
         enabled: raw.enabled,
         runtime: runtime(raw.runtime)?,
-        cgroup_parent: cgroup_parent(raw.cgroup_parent, data_dir)?,
-        bridge: bridge(raw.bridge)?,
+        cgroup_parent: raw.cgroup_parent.map(cgroup_parent).transpose()?,
+        bridge: raw.bridge.map(bridge).transpose()?,
         quota: raw.quota.map(|it| it.0),
         water: Water { high: raw.high_water, low: raw.low_water, ..Water::default() },
         parallel_downloads: raw.parallel_downloads,

@@ -224,10 +224,10 @@ pub struct Engine {
     pub docker_socket: bool,
     /// Control group above `edge.slice`.
     pub cgroup_parent: Option<String>,
-    /// Device of the default network.
-    pub bridge: String,
-    /// Where addresses of the default network come from.
-    pub subnet: String,
+    /// Device of the default network; `edge0`, or a name made of `data_dir` where that is another than usual.
+    pub bridge: Option<String>,
+    /// Where addresses of the default network come from; `10.88.0.0/16`, or another where `data_dir` is not the usual.
+    pub subnet: Option<String>,
     /// IPv6 addresses of the default network; none where it is not set.
     pub ipv6_subnet: Option<String>,
     /// Size after which a container's log is rotated.
@@ -259,8 +259,8 @@ impl Default for Engine {
             bandwidth: None,
             docker_socket: false,
             cgroup_parent: None,
-            bridge: container_engine::network::Options::default().device,
-            subnet: "10.88.0.0/16".into(),
+            bridge: None,
+            subnet: None,
             ipv6_subnet: None,
             log_max_size: Size(log.max_bytes),
             log_max_files: log.max_files,

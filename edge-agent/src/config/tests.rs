@@ -1,8 +1,10 @@
 //! Configuration files, right and wrong.
 
+use std::path::Path;
+
 use telemetry::s3;
 
-use super::*;
+use super::{checked::USUAL_DATA_DIR, *};
 
 fn load(text: &str) -> Result<Loaded, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
@@ -113,6 +115,17 @@ fn the_engine() {
     let engine = |keys: &str| load(&format!("[engine]\n{keys}")).map(|it| it.config.engine);
     let it = engine("").unwrap();
     assert!(it.enabled && it.runtime == "embedded" && it.quota.is_none());
+    // Engines on other data leave each other's groups, rules and devices alone.
+    let options = |data: &str, keys: &str| engine(keys).unwrap().options(Path::new(data), Path::new("/run/x"));
+    let usual = options(USUAL_DATA_DIR, "");
+    assert_eq!((usual.cgroup_parent.as_str(), usual.network.instance.as_str()), ("", ""));
+    assert_eq!(usual.network.device, "edge0");
+    let (one, other) = (options("/srv/one", ""), options("/srv/other", ""));
+    assert_eq!(one.cgroup_parent, format!("edge-{}", one.network.instance));
+    assert!(one.network.instance != other.network.instance && one.network.device != other.network.device);
+    let named = options("/srv/one", "cgroup_parent = \"machine.slice\"\nbridge = \"br7\"");
+    assert_eq!((named.cgroup_parent.as_str(), named.network.device.as_str()), ("machine.slice", "br7"));
+    assert_eq!(named.network.instance, one.network.instance);
     let keys = "runtime = \"crun\"\nquota = \"2GiB\"\ninsecure = [\"127.0.0.1:5000\"]\n\
                 mirrors = { \"docker.io\" = [\"http://127.0.0.1:5000\"] }\nsubnet = \"10.9.0.0/24\"\nlog_max_files = 2";
     let it = engine(keys).unwrap();

@@ -61,6 +61,7 @@ impl Service {
         };
         self.registered.call_once(|| engine.register(&self.metrics));
         self.api.set(engine.clone());
+        engine.containers().resume();
         watch(&engine, &context).await;
         self.api.unset("the agent is stopping").await;
         engine.close().await;

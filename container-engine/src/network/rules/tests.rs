@@ -5,6 +5,8 @@ use std::process::Command;
 use super::{super::netlink::Netlink, *};
 use crate::{owner::Owner, sys::netns};
 
+const TABLE: &str = "edge-agent";
+
 fn network(name: &str, device: &str, subnet: &str, ipv6: Option<&str>, internal: bool) -> Network {
     let subnet: Ipv4Net = subnet.parse().unwrap();
     Network {
@@ -50,9 +52,9 @@ fn nft_reads_the_rules_as_they_were_meant() {
             redirect(Protocol::Udp, None, 53, "fd00:7::5", 5353),
             redirect(Protocol::Tcp, Some("fd00::2"), 443, "fd00:7::5", 443),
         ];
-        rebuild(networks.iter(), &redirects).commit(socket).unwrap();
+        rebuild(TABLE, networks.iter(), &redirects).commit(socket).unwrap();
         // Again, in place of itself.
-        rebuild(networks.iter(), &redirects).commit(socket).unwrap();
+        rebuild(TABLE, networks.iter(), &redirects).commit(socket).unwrap();
         nft(&["list", "ruleset"])
     });
     assert_eq!(normal(&listed), normal(include_str!("ruleset.nft")));
@@ -80,14 +82,14 @@ fn normal(text: &str) -> Vec<String> {
 fn elements_come_and_go_all_or_none() {
     apart(|socket| {
         let networks = [network("bridge", "edge0", "10.88.0.0/16", None, false)];
-        rebuild(networks.iter(), &[]).commit(socket).unwrap();
+        rebuild(TABLE, networks.iter(), &[]).commit(socket).unwrap();
         let many: Vec<_> = (1..=1000).map(|port| redirect(Protocol::Tcp, None, port, "10.88.0.5", port)).collect();
         let change = |redirects: &[Redirect], add: bool, socket: &mut Netlink| {
             let mut batch = Batch::default();
             if add {
-                super::add(&mut batch, redirects);
+                super::add(&mut batch, TABLE, redirects);
             } else {
-                super::delete(&mut batch, redirects);
+                super::delete(&mut batch, TABLE, redirects);
             }
             batch.commit(socket)
         };

@@ -262,7 +262,7 @@ fn start_process(
         as_sibling: false,
         pid_file: None,
     };
-    let verb = if exec_notify.is_some() { "exec failed" } else { "runc create failed" };
+    let verb = if exec_notify.is_some() { "exec failed: " } else { "" };
     match container_main_process(&args) {
         Ok(pid) => Ok(pid.as_raw()),
         Err(error) => {
@@ -270,7 +270,7 @@ fn start_process(
             let words = super::chain(&error);
             // libcontainer's frame around what `Plan` has said.
             let said = words.rsplit_once("error in executing process : ").map_or(words.as_str(), |(_, said)| said);
-            Err(Failure::new(format!("{verb}: unable to start container process: {said}")))
+            Err(Failure::new(format!("{verb}unable to start container process: {said}")))
         }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use container_engine::{
     container::{
-        BlkioLimit, ContainerSpec, Dns, LogOptions, NamespaceMode, Resources, Rlimit, Security, UserNamespace,
+        BlkioLimit, ContainerSpec, Dns, LogOptions, NamespaceMode, Resources, Restart, Rlimit, Security, UserNamespace,
     },
     owner::Owner,
 };
@@ -43,6 +43,9 @@ pub struct CreateArgs {
     /// Removed by itself at its end
     #[arg(long)]
     pub rm: bool,
+    /// Started again at its end: no, on-failure[:TIMES], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value = "no", value_parser = parse::restart)]
+    restart: Restart,
     /// For people and filters: KEY=VALUE
     #[arg(long, short = 'l', value_name = "KEY=VALUE", value_parser = parse::label)]
     label: Vec<(String, String)>,
@@ -350,6 +353,9 @@ impl CreateArgs {
 
     /// What is asked for, ports of `-P` left out.
     pub fn spec(&self, owner: Owner) -> anyhow::Result<ContainerSpec> {
+        if self.rm && self.restart != Restart::No {
+            bail!("--restart is of no use with --rm, which removes the container at its end: leave one of the two out");
+        }
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         let process = &self.process;
         let spec = ContainerSpec {
@@ -382,6 +388,7 @@ impl CreateArgs {
             init: process.init,
             log: log_options(&self.log_opt)?,
             auto_remove: self.rm,
+            restart: self.restart,
             priority: self.limits.priority,
             ..ContainerSpec::default()
         };
@@ -518,6 +525,9 @@ mod tests {
         let it = spec("busybox ls --rm -e -v --json").unwrap();
         assert_eq!(it.command.unwrap(), ["ls", "--rm", "-e", "-v", "--json"]);
         assert!(!it.auto_remove && it.env.is_empty());
+        assert_eq!(it.restart, Restart::No);
+        assert_eq!(spec("--restart on-failure:3 busybox").unwrap().restart, Restart::OnFailure { max: 3 });
+        assert!(spec("--rm --restart no busybox").unwrap().auto_remove);
         let it = spec("--entrypoint sh busybox -c true").unwrap();
         assert_eq!(it.entrypoint.unwrap(), ["sh"]);
         assert_eq!(it.command.unwrap(), ["-c", "true"]);
@@ -539,6 +549,8 @@ mod tests {
             ("--cpus 0 busybox", "cores"),
             ("--nmae x busybox", "--name"),
             ("--rm", "IMAGE"),
+            ("--rm --restart always busybox", "--restart"),
+            ("--restart sometimes busybox", "unless-stopped"),
             ("--env-file /nonexistent busybox", "/nonexistent"),
         ] {
             let error = spec(line).expect_err(line);

@@ -2,7 +2,8 @@
 
 use container_engine::{
     container::{
-        Inspect, MountPoint, NamespaceMode, NetworkMode, Propagation, Protocol, Seccomp, State, Status, Summary,
+        Inspect, MountPoint, NamespaceMode, NetworkMode, Propagation, Protocol, Restart, Seccomp, State, Status,
+        Summary,
     },
     network::{Attached, BoundPort},
 };
@@ -36,6 +37,10 @@ pub fn status(state: &State, now_ns: i64) -> String {
         Status::Running => format!("Up {}", up()),
         Status::Paused => format!("Up {} (Paused)", up()),
         Status::Removing => "Removal In Progress".to_owned(),
+        Status::Exited if state.restarting => {
+            let ago = human::since(state.finished_ns.unwrap_or(now_ns), now_ns);
+            format!("Restarting ({}) {ago} ago", state.exit_code.unwrap_or(-1))
+        }
         Status::Exited => {
             let ago = human::since(state.finished_ns.unwrap_or(now_ns), now_ns);
             format!("Exited ({}) {ago} ago", state.exit_code.unwrap_or(-1))
@@ -95,7 +100,7 @@ pub fn inspect(it: &Inspect) -> Value {
         "Image": it.image.id,
         "LogPath": it.log_path,
         "Name": format!("/{}", it.name),
-        "RestartCount": it.state.starts.saturating_sub(1),
+        "RestartCount": it.state.restarts,
         "Driver": "overlay",
         "Platform": "linux",
         "AppArmorProfile": it.spec.security.apparmor.clone().unwrap_or_default(),
@@ -115,7 +120,7 @@ fn state(it: &State) -> Value {
         "Status": it.status.name(),
         "Running": it.status.is_alive(),
         "Paused": it.status == Status::Paused,
-        "Restarting": false,
+        "Restarting": it.restarting,
         "OOMKilled": it.oom_killed,
         "Dead": false,
         "Pid": it.pid.unwrap_or(0),
@@ -124,6 +129,16 @@ fn state(it: &State) -> Value {
         "StartedAt": human::rfc3339(it.started_ns),
         "FinishedAt": human::rfc3339(it.finished_ns),
     })
+}
+
+fn restart(policy: Restart) -> Value {
+    let (name, max) = match policy {
+        Restart::No => ("no", 0),
+        Restart::OnFailure { max } => ("on-failure", max),
+        Restart::Always => ("always", 0),
+        Restart::UnlessStopped => ("unless-stopped", 0),
+    };
+    json!({ "Name": name, "MaximumRetryCount": max })
 }
 
 fn mount(it: &MountPoint) -> Value {
@@ -188,6 +203,7 @@ fn host_config(it: &Inspect) -> Value {
         "NetworkMode": network_mode(&spec.network),
         "PortBindings": bindings,
         "AutoRemove": spec.auto_remove,
+        "RestartPolicy": restart(spec.restart),
         "Privileged": spec.security.privileged,
         "ReadonlyRootfs": spec.security.read_only_rootfs,
         "CapAdd": spec.security.cap_add,

@@ -12,6 +12,6 @@ pub use amounts::{bytes, cpus, swap};
 pub use environment::{env_file, env_of, label};
 pub use limits::{device, device_rate, security, ulimit};
 pub use mounts::{mount, tmpfs, volume};
-pub use names::{detach_keys, filters, host_entry, ipc, namespace, network, userns};
+pub use names::{detach_keys, filters, host_entry, ipc, namespace, network, restart, userns};
 pub use ports::{exposed, ports};
 pub use times::{moment, seconds};

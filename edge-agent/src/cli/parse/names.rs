@@ -2,7 +2,24 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use container_engine::container::{Attachment, NamespaceMode, NetworkMode, UserNamespace};
+use container_engine::container::{Attachment, NamespaceMode, NetworkMode, Restart, UserNamespace};
+
+/// `no`, `on-failure`, `on-failure:TIMES`, `always`, `unless-stopped`.
+pub fn restart(text: &str) -> Result<Restart, String> {
+    let wrong =
+        || format!("{text:?} is no restart policy: write no, on-failure, on-failure:3, always or unless-stopped");
+    match text.split_once(':') {
+        Some(("on-failure", times)) => Ok(Restart::OnFailure { max: times.parse().map_err(|_| wrong())? }),
+        Some(_) => Err(wrong()),
+        None => match text {
+            "no" | "" => Ok(Restart::No),
+            "on-failure" => Ok(Restart::OnFailure { max: 0 }),
+            "always" => Ok(Restart::Always),
+            "unless-stopped" => Ok(Restart::UnlessStopped),
+            _ => Err(wrong()),
+        },
+    }
+}
 
 /// `--network` (several make several places), `--network-alias`, `--ip`.
 pub fn network(networks: &[String], aliases: &[String], address: Option<IpAddr>) -> Result<NetworkMode, String> {
@@ -171,6 +188,18 @@ mod tests {
         check(&["a", "b"], &[], Some("10.1.0.9"), None);
         check(&["alias=x"], &[], None, None);
         check(&["name=b,mac=1"], &[], None, None);
+    }
+
+    #[test]
+    fn restart_policies() {
+        assert_eq!(restart("no"), Ok(Restart::No));
+        assert_eq!(restart("on-failure"), Ok(Restart::OnFailure { max: 0 }));
+        assert_eq!(restart("on-failure:5"), Ok(Restart::OnFailure { max: 5 }));
+        assert_eq!(restart("always"), Ok(Restart::Always));
+        assert_eq!(restart("unless-stopped"), Ok(Restart::UnlessStopped));
+        for wrong in ["Always", "always:1", "on-failure:", "on-failure:-1", "on-failure:x"] {
+            assert!(restart(wrong).unwrap_err().contains(wrong), "{wrong}");
+        }
     }
 
     #[test]
