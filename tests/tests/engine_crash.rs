@@ -70,8 +70,10 @@ fn complete(agent: &Agent, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether a process runs; one that has ended and that nobody has asked for does not.
 fn lives(pid: &str) -> bool {
-    Path::new("/proc").join(pid).exists()
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 fn kill(pid: &str) {

@@ -45,7 +45,12 @@ fn becomes(agent: &Agent, name: &str, want: &str) -> Result<()> {
 
 fn kill(pid: &str) -> Result<()> {
     ensure!(Command::new("kill").args(["-KILL", pid]).status()?.success(), "no process {pid}");
-    wait_until("it is gone", PATIENCE, || !Path::new("/proc").join(pid).exists())
+    // One that nobody has asked for yet has ended all the same.
+    let gone = || {
+        let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    };
+    wait_until("it is gone", PATIENCE, gone)
 }
 
 #[test]
