@@ -224,7 +224,7 @@ fn engine_crash_a_killed_shim_takes_its_container_with_it() -> Result<()> {
     let mut ids = Vec::new();
     // With an agent that sees it, and with one that comes later.
     for (name, there) in [("seen", true), ("unseen", false)] {
-        let id = begin(&agent, name, &["-p", "0:80"], "sleep 1000 & echo here; sleep 1000")?;
+        let id = begin(&agent, name, &["-p", "127.0.0.1::80"], "sleep 1000 & echo here; sleep 1000")?;
         let pid = inspect(&agent, name, "{{.State.Pid}}")?;
         let shim = shim_of(dir.path(), &id)?;
         if !there {
@@ -336,7 +336,7 @@ fn engine_crash_a_lost_database_loses_no_container() -> Result<()> {
     ids.push(begin(&agent, "before", &["--label", "a=b"], "echo kept; exit 3")?);
     ended(&agent, "before", 3)?;
     ids.push(run(&agent, &["container", "create", "--name", "never", "busybox", "true"])?);
-    ids.push(begin(&agent, "renamed", &["--memory", "64m", "-p", "0:80", "-v", "named:/data"], COUNT)?);
+    ids.push(begin(&agent, "renamed", &["--memory", "64m", "-p", "127.0.0.1::80", "-v", "named:/data"], COUNT)?);
     run(&agent, &["container", "rename", "renamed", "counts"])?;
     run(&agent, &["container", "update", "--memory", "32m", "counts"])?;
     ids.push(begin(&agent, "frozen", &["--network", "none"], COUNT)?);
