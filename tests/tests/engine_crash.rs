@@ -318,7 +318,7 @@ fn lose_database(agent: &Agent, removed: bool) -> Result<()> {
         return Ok(fs::remove_dir_all(state)?);
     }
     let file = state.join("db");
-    let noise: Vec<u8> = (0..fs::metadata(&file)?.len()).map(|n| (n * 31 % 251) as u8).collect();
+    let noise: Vec<u8> = (0..fs::metadata(&file)?.len()).map(|n| n.to_le_bytes()[0].wrapping_mul(31)).collect();
     Ok(fs::write(file, noise)?)
 }
 

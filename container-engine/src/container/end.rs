@@ -9,7 +9,7 @@ use super::{
 use crate::{
     event::Action,
     logs::compress_rotated,
-    shim::{Event, Events, ExitRecord, Reason, Recovered, ShimClient, recover},
+    shim::{Event, Events, ExitRecord, Reason, Recovered, ShimClient, recover_broken},
 };
 
 /// How long the runtime may take to forget a container that has ended.
@@ -110,7 +110,7 @@ impl Containers {
                 None => Again::Follow(Box::new(events)),
             };
         }
-        let found = tokio::task::spawn_blocking(move || match recover(&places.run, &places.exit())? {
+        let found = tokio::task::spawn_blocking(move || match recover_broken(&places.run, &places.exit())? {
             Recovered::Exited(exit) => Ok(exit),
             Recovered::Lost(lost) => lost.end(),
             // A shim that lives and does not answer is as good as lost; its container goes with it below.

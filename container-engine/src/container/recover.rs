@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     cgroup::CgroupError,
-    shim::{ExitRecord, Phase, Recovered, ShimClient, recover},
+    shim::{ExitRecord, Phase, Recovered, ShimClient, recover, recover_broken},
 };
 
 /// Containers that are looked after at once.
@@ -234,22 +234,31 @@ impl Containers {
     /// What its shim, or what its shim left, says.
     async fn find(&self, entry: &Entry) -> Found {
         let places = self.places(&entry.id);
-        let found = tokio::task::spawn_blocking({
+        let look = async |look: fn(&Path, &Path) -> std::io::Result<Recovered>| {
             let places = places.clone();
-            move || recover(&places.run, &places.exit())
-        });
-        match found.await {
-            Ok(Ok(Recovered::Alive(_))) => match ShimClient::at(&places.run).state().await {
-                Ok(status) => match (status.exit, status.phase) {
-                    (Some(exit), _) => Found::Ended(Box::new(exit)),
-                    (None, Phase::Created) => Found::Idle,
-                    (None, _) => Found::Alive,
-                },
-                Err(error) => {
-                    tracing::error!(%error, container = %entry.id, "a shim lives and does not answer; its container is ended");
-                    Found::Ended(Box::new(lost()))
+            tokio::task::spawn_blocking(move || look(&places.run, &places.exit())).await
+        };
+        let mut found = look(recover).await;
+        if let Ok(Ok(Recovered::Alive(_))) = found {
+            match ShimClient::at(&places.run).state().await {
+                Ok(status) => {
+                    return match (status.exit, status.phase) {
+                        (Some(exit), _) => Found::Ended(Box::new(exit)),
+                        (None, Phase::Created) => Found::Idle,
+                        (None, _) => Found::Alive,
+                    };
                 }
-            },
+                Err(error) => {
+                    tracing::debug!(%error, container = %entry.id, "a shim does not answer");
+                    found = look(recover_broken).await;
+                }
+            }
+        }
+        match found {
+            Ok(Ok(Recovered::Alive(_))) => {
+                tracing::error!(container = %entry.id, "a shim lives and does not answer; its container is ended");
+                Found::Ended(Box::new(lost()))
+            }
             Ok(Ok(Recovered::Exited(exit))) => Found::Ended(Box::new(exit)),
             Ok(Ok(Recovered::Lost(shim))) => {
                 let ended = tokio::task::spawn_blocking(move || shim.end()).await;

@@ -46,10 +46,10 @@ fn place(seed: &str) -> u32 {
 /// engine with an instance of its own begins elsewhere among them: what another has chosen, and not yet made, no route
 /// tells.
 pub fn candidates(instance: &str) -> impl Iterator<Item = Ipv4Net> {
+    const COUNT: usize = (128 - 89 + 32 - 19) * 256;
     let tens = || (89..128u8).flat_map(|b| (0..=255u8).map(move |c| Ipv4Addr::new(10, b, c, 0)));
     let others = || (19..32u8).flat_map(|b| (0..=255u8).map(move |c| Ipv4Addr::new(172, b, c, 0)));
     let all = move || tens().chain(others()).map(|address| Ipv4Net::new_assert(address, 24));
-    const COUNT: usize = (128 - 89 + 32 - 19) * 256;
     let start = if instance.is_empty() { 0 } else { place(instance) as usize % COUNT };
     all().skip(start).chain(all().take(start))
 }

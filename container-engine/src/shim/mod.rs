@@ -26,7 +26,7 @@ mod wire;
 
 pub use client::{Events, ShimClient, ShimError, SpawnError};
 pub use record::{ExitRecord, Reason, ShimRecord, StartTime};
-pub use recover::{Lost, Recovered, recover};
+pub use recover::{Lost, Recovered, recover, recover_broken};
 pub use session::{Output, Session, SessionInput, SessionOutput};
 pub use spec::{Attach, ExecRequest, RuntimeSpec, ShimSpec};
 pub use wire::{Event, ExecStatus, ExitStatus, Phase, Problem, ProblemCode, Status, VERSION};

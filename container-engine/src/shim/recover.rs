@@ -6,6 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+    time::Timespec,
+};
+
 use super::{
     record::{ExitRecord, Reason, ShimRecord, now_ns},
     server::cgroups,
@@ -54,6 +60,22 @@ pub fn recover(run_dir: &Path, exit_file: &Path) -> io::Result<Recovered> {
         let container_lives = record.start.lives(record.pid);
         Recovered::Lost(Lost { record, container_lives })
     }))
+}
+
+/// The same for a shim that has just broken off: one that is being killed closes its socket a moment before it is gone,
+/// and is waited for. Blocking, for two seconds at most.
+pub fn recover_broken(run_dir: &Path, exit_file: &Path) -> io::Result<Recovered> {
+    let found = recover(run_dir, exit_file)?;
+    let Recovered::Alive(record) = &found else { return Ok(found) };
+    if let Some(pid) = Pid::from_raw(record.shim_pid)
+        && let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
+        && record.shim_start.lives(record.shim_pid)
+    {
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        // Whether it is gone, the second look tells.
+        let _ = poll(&mut fds, Some(&Timespec { tv_sec: 2, tv_nsec: 0 }));
+    }
+    recover(run_dir, exit_file)
 }
 
 impl Lost {

@@ -89,7 +89,7 @@ pub fn set_terminal_size(fd: impl AsFd, columns: u16, rows: u16) -> io::Result<(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Sets a limit of another process. `resource` is the kernel's number.
+/// Sets a limit of a process; 0 is this one. `resource` is the kernel's number.
 pub fn set_limit(pid: i32, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
     let nothing = std::ptr::null_mut::<libc::rlimit64>();

@@ -27,7 +27,7 @@ use rustix::{
     thread::{CapabilitySet, CapabilitySets},
 };
 
-use super::mounts;
+use super::{launch, mounts};
 use crate::sys::{process as system, seccomp};
 
 /// What the process inside is to become.
@@ -299,6 +299,8 @@ impl Plan {
             environment.push("LISTEN_PID=1".to_owned());
         }
         let environment = environment.iter().map(|entry| text(entry.as_bytes())).collect::<Result<_, _>>()?;
+        // Set from outside already, where that could be done: then this changes nothing.
+        launch::limit(0, &self.process).map_err(|(what, error)| format!("error setting rlimits: {what}: {error}"))?;
         if let Some(filter) = &self.filter {
             filter.install().map_err(failed("cannot install the seccomp filter"))?;
             if self.process.no_new_privileges() != Some(true) {

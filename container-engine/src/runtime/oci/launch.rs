@@ -483,11 +483,20 @@ fn runs_foreign_programs() -> bool {
     })
 }
 
-/// From outside: raising a limit takes rights that the process inside may not have.
+/// From outside: raising a limit takes rights that the process inside may not have. Without `CAP_SYS_RESOURCE` nobody
+/// may limit a process of another user: then what is to be lowered the process lowers itself, before its command.
 fn set_limits(pid: i32, process: Option<&Process>) -> Result<(), Failure> {
+    let Some(process) = process else { return Ok(()) };
+    match limit(pid, process) {
+        Err((_, error)) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        other => other.map_err(|(what, error)| Failure::new(format!("error setting rlimits: {what}: {error}"))),
+    }
+}
+
+/// Sets the limits of a process; 0 is this one. An error names the limit.
+pub(super) fn limit(pid: i32, process: &Process) -> Result<(), (String, std::io::Error)> {
     use oci_spec::runtime::PosixRlimitType as Kind;
-    let limits = process.and_then(|process| process.rlimits().as_ref());
-    for limit in limits.into_iter().flatten() {
+    for limit in process.rlimits().iter().flatten() {
         let resource = match limit.typ() {
             Kind::RlimitCpu => libc::RLIMIT_CPU,
             Kind::RlimitFsize => libc::RLIMIT_FSIZE,
@@ -508,7 +517,7 @@ fn set_limits(pid: i32, process: Option<&Process>) -> Result<(), Failure> {
         };
         let number = u32::try_from(i64::from(resource)).unwrap_or(u32::MAX);
         system::set_limit(pid, number, limit.soft(), limit.hard())
-            .map_err(|error| Failure::new(format!("error setting rlimits: {:?}: {error}", limit.typ())))?;
+            .map_err(|error| (format!("{:?}", limit.typ()), error))?;
     }
     Ok(())
 }
