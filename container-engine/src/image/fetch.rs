@@ -1,8 +1,8 @@
 //! One layer: from the registry (or the disk) through the ingest file and, at the same time, into the unpacker.
 //!
 //! The runtime's side asks the registry and hands pieces over a short channel; a thread of its own writes and hashes each
-//! piece and passes it on to the unpacker. So no byte is read twice, none is copied, and of a layer of any size a few hundred
-//! kilobytes are in memory. What was on disk from an earlier try is read and hashed first, by the same thread on the same way.
+//! piece and passes it on to the unpacker. So no byte is read twice, and of a layer of any size a few hundred kilobytes are
+//! in memory. What was on disk from an earlier try is read and hashed first, by the same thread on the same way.
 
 use std::{
     future::Future,
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
@@ -35,7 +35,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 const LOOK: u64 = 8 << 20;
 /// Bytes left on the file system for everybody else.
 pub(crate) const RESERVE: u64 = 16 << 20;
-/// Largest piece passed on; larger ones are cut without a copy.
+/// Largest piece passed on. Pieces are copies: a part of what the HTTP client has read would keep its whole buffer, of
+/// four hundred kilobytes, for as long as it is on its way, and have the client make another.
 const PIECE: usize = 64 << 10;
 /// Pieces that wait between two stages.
 const WAITING: usize = 2;
@@ -274,7 +275,8 @@ impl Fetcher {
                 Err(failure) => return Some(failure),
             };
             while !piece.is_empty() {
-                let part = piece.split_to(piece.len().min(PIECE));
+                let part = Bytes::copy_from_slice(&piece[..piece.len().min(PIECE)]);
+                piece.advance(part.len());
                 *offset += part.len() as u64;
                 self.fetched.inc_by(part.len() as u64);
                 if bytes.send(part).await.is_err() {

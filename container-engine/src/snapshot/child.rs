@@ -2,7 +2,8 @@
 //!
 //! Before it reads a byte: its own mount namespace whose root is the target folder, mounted without devices, setuid and
 //! programs; the capabilities that writing owners, devices and file capabilities needs; no new privileges; a list of
-//! system calls that ends with files and memory; limits. It has no network, no other file, and dies with the agent.
+//! system calls that ends with files and memory; limits. It has no network, no other file, and dies with the agent. Only
+//! the list is done without where the kernel has no filters (`doctor` names that), and the agent logs it.
 //!
 //! Its answer is one line of JSON on standard output: `{"Ok": Report}` or `{"Err": Fault}`, exit code 0 or 1.
 
@@ -66,6 +67,8 @@ pub struct Report {
     pub inodes: u64,
     /// Whether files of lower layers were copied into it.
     pub copied_from_parents: bool,
+    /// Whether its system calls were filtered.
+    pub filtered: bool,
 }
 
 impl Arguments {
@@ -114,7 +117,7 @@ pub fn run(words: &[OsString]) -> ExitCode {
 }
 
 fn unpack(arguments: &Arguments) -> Result<Report, Fault> {
-    let (root, parents) = confine_self(arguments)?;
+    let (root, parents, filtered) = confine_self(arguments)?;
     let io = |error: std::io::Error| Fault {
         kind: FaultKind::Io,
         entry: String::new(),
@@ -136,11 +139,13 @@ fn unpack(arguments: &Arguments) -> Result<Report, Fault> {
         bytes: written.bytes,
         inodes: written.inodes,
         copied_from_parents: written.copied,
+        filtered,
     })
 }
 
-/// Leaves this process with the root folder, the lower layers, standard input and output, and nothing else.
-fn confine_self(arguments: &Arguments) -> Result<(OwnedFd, Vec<OwnedFd>), Fault> {
+/// Leaves this process with the root folder, the lower layers, standard input and output, and nothing else. The last
+/// value: whether its system calls are filtered.
+fn confine_self(arguments: &Arguments) -> Result<(OwnedFd, Vec<OwnedFd>, bool), Fault> {
     let failed = |step: &'static str| {
         let root = arguments.root.display().to_string();
         move |error: rustix::io::Errno| Fault {
@@ -188,8 +193,13 @@ fn confine_self(arguments: &Arguments) -> Result<(OwnedFd, Vec<OwnedFd>), Fault>
     let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(failed("give up capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(failed("give up new privileges"))?;
-    confine::files_and_memory_only().map_err(failed("filter its system calls"))?;
-    Ok((root, parents))
+    let filtered = match confine::files_and_memory_only() {
+        Ok(()) => true,
+        // A kernel that has no filters at all: what was done above holds all the same.
+        Err(rustix::io::Errno::NOSYS) => false,
+        Err(error) => return Err(failed("filter its system calls")(error)),
+    };
+    Ok((root, parents, filtered))
 }
 
 /// A clone of the mount that nobody can write through.

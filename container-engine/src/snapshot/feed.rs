@@ -142,6 +142,10 @@ impl Unpacking {
             tracing::warn!(layer = %self.name, ?declared, found = ?report.compression,
                 "the media type of a layer names another compression than it has");
         }
+        if !report.filtered {
+            tracing::warn!(layer = %self.name, "this kernel filters no system calls (CONFIG_SECCOMP_FILTER): a layer was \
+                unpacked by a process that is confined by its namespaces and capabilities alone");
+        }
         let below: Vec<_> = self.unpack.parents.iter().map(|parent| parent.diff_id).collect();
         let below = report.copied_from_parents.then_some(below.as_slice());
         let layer = Layer {

@@ -11,8 +11,8 @@ use super::error::{Fault, FaultKind};
 use crate::content::Digest;
 
 /// Bytes of one buffer, and how many there are.
-const BUFFER: usize = 256 << 10;
-const BUFFERS: usize = 4;
+const BUFFER: usize = 128 << 10;
+const BUFFERS: usize = 2;
 /// zstd frames may ask for a window of 128 MiB and no more.
 const WINDOW_LOG_MAX: u32 = 27;
 

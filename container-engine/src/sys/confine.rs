@@ -72,7 +72,7 @@ const ALLOWED: &[libc::c_long] = &[
 ];
 
 /// Allows the system calls above and new threads, for this process from now on; the others fail: `clone3` as unknown
-/// (the C library then uses `clone`), the rest as not permitted. Needs `no_new_privs`.
+/// (the C library then uses `clone`), the rest as not permitted. Needs `no_new_privs`. ENOSYS: the kernel has no filters.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub fn files_and_memory_only() -> rustix::io::Result<()> {
     let mut program = program();
@@ -88,7 +88,7 @@ pub fn files_and_memory_only() -> rustix::io::Result<()> {
 /// There is no list for this processor: better no unpacking than an unconfined one.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn files_and_memory_only() -> rustix::io::Result<()> {
-    Err(Errno::NOSYS)
+    Err(Errno::NOTSUP)
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

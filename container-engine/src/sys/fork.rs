@@ -35,6 +35,13 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Has this process killed by SIGALRM unless it has ended by then.
+pub fn end_within(limit: std::time::Duration) {
+    let seconds = libc::c_uint::try_from(limit.as_secs().max(1)).unwrap_or(libc::c_uint::MAX);
+    // SAFETY: alarm(2) takes an integer; nobody in a process that is to end has another use for the one alarm.
+    unsafe { libc::alarm(seconds) };
+}
+
 /// Holds back SIGCHLD and gives a descriptor that is readable when there was one. Not inherited by what is executed;
 /// the holding back is: see [`unblock_signals`].
 pub fn child_signals() -> io::Result<OwnedFd> {
