@@ -77,16 +77,16 @@ pub fn five_layers(dir: &Path) -> Result<PathBuf> {
     layout(dir, "five", &layers)
 }
 
-/// One layer of 2 GB in so many files.
+/// One layer of 2 GB in so many files, a quarter of it compressed.
 pub fn many_files(dir: &Path, files: u64) -> Result<PathBuf> {
     let path = dir.join("many.tar");
     let script = "import io, os, sys, tarfile\n\
-        n = int(sys.argv[2]); size = 2 * 10**9 // n; block = os.urandom(size // 4 + 1)\n\
-        body = (block * 5)[:size]\n\
+        n = int(sys.argv[2]); size = 2 * 10**9 // n\n\
         with tarfile.open(sys.argv[1], 'w') as t:\n\
         \x20   for i in range(n):\n\
         \x20       if i % 500 == 0:\n\
         \x20           d = tarfile.TarInfo(f'd{i // 500}'); d.type = tarfile.DIRTYPE; d.mode = 0o755; t.addfile(d)\n\
+        \x20       body = (os.urandom(size // 4 + 1) * 5)[:size]\n\
         \x20       f = tarfile.TarInfo(f'd{i // 500}/f{i}'); f.size = size; t.addfile(f, io.BytesIO(body))\n";
     let status = Command::new("python3").args(["-c", script]).arg(&path).arg(files.to_string()).status()?;
     ensure!(status.success(), "python3 could not make the large layer");
@@ -154,6 +154,22 @@ pub fn for_architectures(dir: &Path, name: &str, architectures: &[&str]) -> Resu
     fs::write(whole.join("index.json"), top.to_string())?;
     fs::write(whole.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}")?;
     Ok(whole)
+}
+
+/// An image of one program, which is all that is in it, for machines of another kind.
+pub fn program(arch: &str, dir: &Path, program: &Path) -> Result<PathBuf> {
+    let tree = dir.join("program-tree");
+    for name in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
+        fs::create_dir_all(tree.join(name))?;
+    }
+    let name = program.file_name().unwrap_or_default();
+    fs::copy(program, tree.join("bin").join(name))?;
+    // A hard link, a link and an owner's own mode: what a layer can be unpacked wrongly in.
+    fs::hard_link(tree.join("bin").join(name), tree.join("bin/hard"))?;
+    std::os::unix::fs::symlink("hard", tree.join("bin/link"))?;
+    fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/:/bin/false\n")?;
+    fs::write(tree.join("etc/group"), "root:x:0:\n")?;
+    layout_for(dir, "program", &[tar(&tree, &["--owner=0", "--group=0", "."])?], arch)
 }
 
 /// An OCI layout of uncompressed layers, which are compressed with gzip and removed.

@@ -120,7 +120,8 @@ fn has_interpreter(elf: &[u8]) -> bool {
     (0..count).any(|n| elf.get(table + n * size..table + n * size + 4) == Some(&[3, 0, 0, 0]))
 }
 
-/// Runs the binary under qemu-user: it starts, stores a reading, and shows it again.
+/// Runs the binary under qemu-user: it starts, stores a reading, and shows it again; then what its engine can do there
+/// (`tests/src/bin/smoke.rs`).
 pub fn smoke(arch: &str) -> Result<()> {
     let qemu = format!("/usr/bin/qemu-{arch}-static");
     let binary = output(arch).display().to_string();
@@ -133,10 +134,19 @@ pub fn smoke(arch: &str) -> Result<()> {
         let rows = capture(&qemu, &[&binary, "--data-dir", &data, "telemetry", "query", "--json"])?;
         ensure!(rows.contains("\"topic\":\"qemu/test\"") && rows.contains("\"value\":42"), "query printed {rows:?}");
         say(&format!("   {version} runs under {qemu}"));
-        Ok(())
+        engine(arch, &qemu, &binary)
     })();
     let _ = std::fs::remove_dir_all(&dir); // It is in the temporary folder anyway.
     result
+}
+
+fn engine(arch: &str, qemu: &str, binary: &str) -> Result<()> {
+    let program = root().join("target/dist").join(format!("foreign-{arch}"));
+    let (source, out) = (root().join("tests/src/foreign.c"), program.display().to_string());
+    let args = ["cc", "-target", &format!("{arch}-linux-musl"), "-static", "-o", &out, &source.display().to_string()];
+    exec(&glob_zig()?, &args, &[])?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
+    exec(&target.join("debug/smoke").display().to_string(), &[qemu, binary, &out], &[])
 }
 
 fn capture(program: &str, args: &[&str]) -> Result<String> {
