@@ -15,6 +15,8 @@ pub struct Bench {
     program: &'static str,
     report: &'static str,
     peers: &'static [&'static str],
+    /// What the measuring program is started by, in a place of its own that leaves nothing behind.
+    within: &'static [&'static str],
     /// Debian packages that only this benchmark needs: a program, and the package it comes from.
     packages: &'static [(&'static str, &'static str)],
 }
@@ -25,6 +27,7 @@ pub const TELEMETRY: Bench = Bench {
     program: "bench-telemetry",
     report: "bench/RESULTS.md",
     peers: &["mosquitto"],
+    within: &[],
     packages: &[],
 };
 
@@ -34,6 +37,20 @@ pub const ENGINE: Bench = Bench {
     program: "bench-engine",
     report: "bench/ENGINE.md",
     peers: &["containerd", "docker.io", "podman", "buildah", "skopeo", "runc", "crun"],
+    // The shell stays, to reap what is left to it. A run that fails takes shims, containers, mounts and devices with it, whosever they are.
+    within: &[
+        "unshare",
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        "ip link set lo up && mount -t tmpfs tmpfs /run && \"$@\"; exit $?",
+        "sh",
+    ],
     packages: &[
         ("/usr/bin/containerd", "containerd"),
         ("/usr/sbin/dockerd", "docker.io"),
@@ -52,7 +69,10 @@ pub fn run(bench: &Bench, arguments: &[String]) -> Result<()> {
     dist::run(arch)?;
     cargo(&["build", "--package", "tests", "--profile", "fast", "--bin", bench.program], &[])?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
-    let output = Command::new(target.join("fast").join(bench.program))
+    let program = target.join("fast").join(bench.program);
+    let mut words = bench.within.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+    let output = Command::new(words.next().context("nothing to start")?)
+        .args(words)
         .args(arguments)
         .env("EDGE_AGENT_BIN", root().join(format!("target/dist/edge-agent-{arch}")))
         .env("EDGE_AGENT_PYTHON", &tools.python)

@@ -106,7 +106,10 @@ fn tests(more: &[&str], env: &[(&str, &str)]) -> Result<()> {
 fn with_runc(env: &[(&str, &str)]) -> Result<()> {
     let _step = step("containers through runc");
     let env = [env, &[("EDGE_AGENT_RUNTIME", "runc")]].concat();
-    cargo(&["test", "--workspace", "--no-fail-fast", "--test", "shim", "--test", "containers"], &env)
+    cargo(
+        &["test", "--workspace", "--no-fail-fast", "--test", "shim", "--test", "containers", "--test", "limits"],
+        &env,
+    )
 }
 
 fn checks(tools: &setup::Tools) -> Result<()> {

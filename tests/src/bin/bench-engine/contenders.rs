@@ -38,8 +38,11 @@ impl Contender {
         let (ctr, ctr_begin) = daemons::containerd(dir)?;
         let own = |name: &str| {
             let dir = dir.join(name).display().to_string();
-            let words = [name, "--root", &dir, "--runroot", &format!("{dir}-run"), "--storage-driver", "overlay"];
-            words.map(str::to_owned).to_vec()
+            let run = format!("/run/bench-{name}");
+            let words = [name, "--root", &dir, "--runroot", &run, "--storage-driver", "overlay"];
+            // Debian's crun refuses hosts with both versions of control groups.
+            let runtime: &[&str] = if name == "podman" { &["--runtime", "/usr/sbin/runc"] } else { &[] };
+            words.iter().chain(runtime).map(|it| (*it).to_owned()).collect()
         };
         let it = |name, begin, daemon, kind| Self { name, begin, daemon, kind };
         let mut all = vec![

@@ -1,4 +1,6 @@
 //! The daemons that work for the contenders: the agent, containerd, dockerd.
+//!
+//! What they keep is on a disk; what they need while they run is in `/run`, in memory, as on any machine.
 
 use std::{
     fs::{self, File},
@@ -53,7 +55,7 @@ pub fn agent(dir: &Path) -> Result<(Daemon, Vec<String>)> {
     fs::create_dir_all(&dir)?;
     let config = dir.join("config.toml");
     let text = format!(
-        "[agent]\ndata_dir = \"{0}/data\"\nrun_dir = \"{0}/run\"\n[mqtt]\nlisten = [\"127.0.0.1:{1}\"]\n[http]\nlisten = \
+        "[agent]\ndata_dir = \"{0}/data\"\nrun_dir = \"/run/bench-agent\"\n[mqtt]\nlisten = [\"127.0.0.1:{1}\"]\n[http]\nlisten = \
          \"127.0.0.1:{2}\"\n[board_metrics]\nenabled = false\n",
         dir.display(),
         free_port()?,
@@ -64,7 +66,7 @@ pub fn agent(dir: &Path) -> Result<(Daemon, Vec<String>)> {
     let daemon = Daemon::start(&dir, Command::new(&binary).arg("--config").arg(&config).arg("run"))?;
     let mut probe = Command::new(&binary);
     probe.arg("--config").arg(&config).args(["image", "ls"]);
-    let socket = dir.join("run/agent.sock");
+    let socket = Path::new("/run/bench-agent/agent.sock");
     wait_until("the agent's socket is there", Duration::from_secs(30), || socket.exists())?;
     Ok((daemon.ready(probe)?, begin))
 }
@@ -73,9 +75,9 @@ pub fn agent(dir: &Path) -> Result<(Daemon, Vec<String>)> {
 pub fn containerd(dir: &Path) -> Result<(Daemon, Vec<String>)> {
     let dir = dir.join("containerd");
     fs::create_dir_all(&dir)?;
-    let (config, socket) = (dir.join("config.toml"), dir.join("c.sock"));
+    let (config, socket) = (dir.join("config.toml"), Path::new("/run/bench-containerd.sock"));
     let text = format!(
-        "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\ndisabled_plugins = \
+        "version = 2\nroot = \"{0}/root\"\nstate = \"/run/bench-containerd\"\ndisabled_plugins = \
          [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{1}\"\n",
         dir.display(),
         socket.display()
@@ -95,14 +97,14 @@ pub fn dockerd(dir: &Path) -> Result<Option<(Daemon, Vec<String>)>> {
     }
     let dir = dir.join("docker");
     fs::create_dir_all(&dir)?;
-    let host = format!("unix://{}/d.sock", dir.display());
+    let host = "unix:///run/bench-docker.sock".to_owned();
     let begin = vec!["docker".to_owned(), "--host".to_owned(), host.clone()];
     let at = |name: &str| format!("--{name}={}/{name}", dir.display());
     let daemon = Daemon::start(
         &dir,
         Command::new("/usr/sbin/dockerd")
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--host"])
-            .args([host, at("data-root"), at("exec-root"), at("pidfile")]),
+            .args([host, at("data-root"), "--exec-root=/run/bench-docker".into(), at("pidfile")]),
     )?;
     let mut probe = Command::new("docker");
     probe.args(&begin[1..]).arg("version");
