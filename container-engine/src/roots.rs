@@ -116,6 +116,7 @@ impl Roots for EngineRoots {
         image: &'a ImageFacts,
         ids: Option<IdRange>,
         target: &'a Path,
+        volatile: bool,
     ) -> Answer<'a, ()> {
         async move {
             match self.snapshots.mount(id, target).await {
@@ -124,7 +125,7 @@ impl Roots for EngineRoots {
             }
             let layers = self.layers(image)?;
             let idmap = ids.map(|ids| IdMap { host: ids.host, size: ids.size });
-            let options = PrepareOptions { idmap, ..PrepareOptions::default() };
+            let options = PrepareOptions { idmap, volatile, ..PrepareOptions::default() };
             self.snapshots.prepare(id, &layers, target, options).await.map(drop).map_err(snapshot_error)
         }
         .boxed()

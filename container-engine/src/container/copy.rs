@@ -117,8 +117,10 @@ impl Containers {
         let rootfs = places.rootfs();
         let made = std::fs::create_dir_all(&rootfs);
         made.map_err(|source| ContainerError::Io { what: "make", path: rootfs.clone(), source })?;
-        let (facts, ids) = entry.with(|record| (record.facts.clone(), record.ids));
-        let mounted = self.0.parts.roots.mount(entry.id.as_str(), &facts, ids, &rootfs).await;
+        let record = entry.record();
+        let roots = &self.0.parts.roots;
+        let mounted =
+            roots.mount(record.id.as_str(), &record.facts, record.ids, &rootfs, record.spec.auto_remove).await;
         mounted.map_err(ContainerError::Root)?;
         Ok((rootfs, path, true))
     }

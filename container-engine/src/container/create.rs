@@ -141,8 +141,11 @@ impl Containers {
         entry.seen.send_modify(|seen| seen.going = true);
         let mut batch = store::state::Batch::default();
         batch.delete::<Record>(entry.id.as_str());
-        let (deleted, removed) =
-            tokio::join!(self.0.parts.state.commit(batch), self.0.parts.roots.remove(entry.id.as_str()));
+        // Should the record of one that removes itself come back, the next start of the agent removes it again.
+        let relaxed = entry.with(|record| record.spec.auto_remove);
+        let state = &self.0.parts.state;
+        let delete = async { if relaxed { state.commit_relaxed(batch).await } else { state.commit(batch).await } };
+        let (deleted, removed) = tokio::join!(delete, self.0.parts.roots.remove(entry.id.as_str()));
         if let Err(error) = deleted {
             tracing::warn!(%error, container = %entry.id, "the record of a removed container stays; it is removed at the next start");
         }

@@ -38,7 +38,11 @@ impl Containers {
             match events.next().await {
                 Ok(Some(Event::Exited(exit))) => return Some(exit),
                 Ok(Some(event)) => self.happened(entry, event),
-                Ok(None) => return ExitRecord::read(&self.places(&entry.id).exit()).ok().flatten(),
+                Ok(None) => {
+                    let places = self.places(&entry.id);
+                    let mut found = [places.exit(), places.run.join("exit.json")].into_iter();
+                    return found.find_map(|path| ExitRecord::read(&path).ok().flatten());
+                }
                 Err(error) => {
                     tracing::debug!(%error, container = %entry.id, "a shim broke off");
                     return None;

@@ -145,7 +145,8 @@ impl Containers {
         self.0.parts.events.publish(&entry.owner, Kind::Container, entry.id.as_str(), action, attributes);
     }
 
-    /// Writes the record as it is by the time it is written; a container that was removed meanwhile is left alone.
+    /// Writes the record as it is by the time it is written; a container that was removed meanwhile is left alone. For
+    /// one that removes itself nobody waits for the disk: a power cut takes it away, and until then there is its copy.
     pub(super) async fn write(&self, entry: &Entry) -> Result<(), StateError> {
         let _turn = entry.writing.lock().await;
         if entry.seen.borrow().going {
@@ -154,7 +155,8 @@ impl Containers {
         let record = entry.record();
         let mut batch = Batch::default();
         batch.put(entry.id.as_str(), &record)?;
-        self.0.parts.state.commit(batch).await
+        let state = &self.0.parts.state;
+        if record.spec.auto_remove { state.commit_relaxed(batch).await } else { state.commit(batch).await }
     }
 
     /// Writes the record and its copy: for changes of what was asked for.
@@ -175,7 +177,7 @@ impl Containers {
         }
     }
 
-    /// The same, later: for what the disk or the shim could tell again.
+    /// The same, later: for what the shim or its exit record could tell again.
     pub(super) fn write_soon(&self, entry: &Arc<Entry>) {
         let (this, entry) = (self.clone(), entry.clone());
         self.task(async move {

@@ -99,9 +99,8 @@ impl Containers {
         self.task(async move {
             tokio::time::sleep(after).await;
             match this.start_entry(entry.clone(), By::Policy).await {
-                Ok(_) => {}
-                // Removed, or stopped or started by somebody meanwhile.
-                Err(StartError::Resolve(_) | StartError::StaysDown(_)) => {}
+                // Started, or removed, stopped or started by somebody meanwhile.
+                Ok(_) | Err(StartError::Resolve(_) | StartError::StaysDown(_)) => {}
                 Err(error) => {
                     tracing::warn!(error = %board::tasks::chain(&error), container = %entry.id, "a container could not be started again");
                     entry.change(|record| {

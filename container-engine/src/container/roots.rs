@@ -86,13 +86,15 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, RootError>>;
 pub trait Roots: Send + Sync + 'static {
     /// The image, which has to be present.
     fn image<'a>(&'a self, owner: &'a Owner, name: &'a str) -> Answer<'a, ImageFacts>;
-    /// Mounts a container's root file system at `target`, which exists; its writable part is made at the first time.
+    /// Mounts a container's root file system at `target`, which exists; its writable part is made at the first time,
+    /// `volatile` where nothing of it has to outlive a power cut.
     fn mount<'a>(
         &'a self,
         id: &'a str,
         image: &'a ImageFacts,
         ids: Option<IdRange>,
         target: &'a Path,
+        volatile: bool,
     ) -> Answer<'a, ()>;
     /// Takes the mount away.
     fn unmount<'a>(&'a self, id: &'a str, target: &'a Path) -> Answer<'a, ()>;

@@ -129,8 +129,9 @@ impl Containers {
         let (network, prepared) = (network?, prepared?);
         entry.set_network(Some(network.clone()));
         let joined = self.joined(&record, &places.run).await?;
-        let exit_file = places.exit();
-        let _ = std::fs::remove_file(&exit_file); // Of a former life.
+        let _ = std::fs::remove_file(places.exit()); // Of a former life.
+        // What is removed at its end leaves nothing that a power cut could take.
+        let exit_file = if record.spec.auto_remove { places.run.join("exit.json") } else { places.exit() };
         let config = self.configure(entry, &prepared, &network, joined)?;
         let moved = entry.change(|kept| {
             let moved = kept.mounts != prepared.mounts;
@@ -208,7 +209,8 @@ impl Containers {
     /// The root file system and all that has to be looked up in it or on the board.
     async fn mount_root(&self, record: Record, rootfs: PathBuf) -> Result<Prepared, StartError> {
         let roots = &self.0.parts.roots;
-        roots.mount(record.id.as_str(), &record.facts, record.ids, &rootfs).await.map_err(StartError::Root)?;
+        let mounted = roots.mount(record.id.as_str(), &record.facts, record.ids, &rootfs, record.spec.auto_remove);
+        mounted.await.map_err(StartError::Root)?;
         let mounts = self.volumes(&record, &rootfs).await.map_err(StartError::Root)?;
         let failed = |error: tokio::task::JoinError| StartError::Setup {
             id: record.id.clone(),

@@ -303,6 +303,23 @@ impl Inner {
         Ok(self.state.commit(batch).await?)
     }
 
+    /// A sandbox's record. The copy under `RUN` outlives the agent, and no sandbox outlives the boot: nobody waits for
+    /// the disk.
+    async fn note(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        self.copy(&sandbox.id, sandbox);
+        let mut batch = Batch::default();
+        batch.put(&sandbox.id, sandbox)?;
+        Ok(self.state.commit_relaxed(batch).await?)
+    }
+
+    /// Deletes the record of a sandbox that is gone. Should it come back, `recover` finds nothing of it and deletes it again.
+    async fn unnote(&self, id: &str) -> Result<(), NetworkError> {
+        let _ = std::fs::remove_file(copy_path::<Sandbox>(&self.options.run_dir, id));
+        let mut batch = Batch::default();
+        batch.delete::<Sandbox>(id);
+        Ok(self.state.commit_relaxed(batch).await?)
+    }
+
     async fn forget<E: Entity>(&self, key: &str) -> Result<(), NetworkError> {
         // The copy first: a copy without a record would come back as one.
         let _ = std::fs::remove_file(copy_path::<E>(&self.options.run_dir, key));

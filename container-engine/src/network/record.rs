@@ -1,7 +1,8 @@
 //! What is kept about networks and sandboxes: in the state, and a copy under `RUN` for the case that the state is lost.
 //!
-//! Always true: an address is in a committed record before it is on a device, and a record is deleted after the device
-//! is gone. So after a crash at any point nothing is handed out twice, and what was halfway is in a record to undo.
+//! Always true: an address is in a record (at least in the copy) before it is on a device, and a record is deleted after
+//! the device is gone. So after a crash at any point nothing is handed out twice, and what was halfway is in a record to
+//! undo. A power cut takes all sandboxes with it: their records need not be on the disk.
 
 use std::path::PathBuf;
 

@@ -49,7 +49,7 @@ impl Networks {
             Ok::<_, AttachError>((sandbox, guard))
         })
         .await?;
-        if let Err(error) = self.0.put(&sandbox.id, &sandbox).await {
+        if let Err(error) = self.0.note(&sandbox).await {
             self.0.drop_record(&sandbox.id);
             return Err(error.into());
         }
@@ -228,7 +228,7 @@ impl Networks {
             Ok::<_, NetworkError>((sandbox, guard))
         })
         .await?;
-        self.0.forget::<Sandbox>(&sandbox.id).await?;
+        self.0.unnote(&sandbox.id).await?;
         self.0.drop_record(&sandbox.id);
         Ok(guard)
     }

@@ -47,6 +47,8 @@ pub struct Runtime {
     program: Program,
     root: PathBuf,
     limit: Duration,
+    /// Calls that start nothing are carried out in this process.
+    here: bool,
 }
 
 /// Where a container's process has its standard streams. `None` is `/dev/null`.
@@ -114,17 +116,25 @@ pub enum Status {
 impl Runtime {
     /// Our own, from a sealed view of this program.
     pub fn embedded(exe: SealedExe, root: impl Into<PathBuf>) -> Self {
-        Self { program: Program::Embedded(exe), root: root.into(), limit: TIME_LIMIT }
+        Self { program: Program::Embedded(exe), root: root.into(), limit: TIME_LIMIT, here: false }
     }
 
     /// Another file with runc's command line: a path, or a name that is looked for in `PATH`.
     pub fn file(program: impl Into<PathBuf>, root: impl Into<PathBuf>) -> Self {
-        Self { program: Program::File(program.into()), root: root.into(), limit: TIME_LIMIT }
+        Self { program: Program::File(program.into()), root: root.into(), limit: TIME_LIMIT, here: false }
     }
 
     /// What the configuration names: `embedded`, `runc`, `crun` or a path. `exe` is used for `embedded`.
     pub fn named(name: &str, exe: SealedExe, root: impl Into<PathBuf>) -> Self {
         if name.is_empty() || name == "embedded" { Self::embedded(exe, root) } else { Self::file(name, root) }
+    }
+
+    /// For a process of one thread that is there for one call alone, and ends with it: where the runtime is our own,
+    /// `start` and `delete` need no further process. The time limit is this process's then: it is killed.
+    #[must_use]
+    pub fn in_this_process(mut self) -> Self {
+        self.here = matches!(self.program, Program::Embedded(_));
+        self
     }
 
     /// The same with another time limit for each call.
@@ -153,7 +163,13 @@ impl Runtime {
 
     /// Lets a created container's command run.
     pub fn start(&self, id: &str) -> Result<(), RuntimeError> {
-        self.call("start", id, &[], &[]).map(drop)
+        if self.here { self.carry_out("start", id, &[]) } else { self.call("start", id, &[], &[]).map(drop) }
+    }
+
+    fn carry_out(&self, verb: &'static str, id: &str, flags: &[&OsStr]) -> Result<(), RuntimeError> {
+        crate::sys::fork::end_within(self.limit);
+        let args: Vec<OsString> = flags.iter().map(|flag| (*flag).to_owned()).chain([id.into()]).collect();
+        super::oci::here(verb, &self.root, &args).map_err(|words| RuntimeError::told(&self.name(), verb, id, &words))
     }
 
     /// Runs another process (`process`: a file with an OCI `process` object) in a running container and returns its id.
@@ -178,9 +194,11 @@ impl Runtime {
     /// error then if there is none.
     pub fn delete(&self, id: &str, force: bool) -> Result<(), RuntimeError> {
         let flags: &[&OsStr] = if force { &["--force".as_ref()] } else { &[] };
-        match self.call("delete", id, flags, &[]) {
+        let done =
+            if self.here { self.carry_out("delete", id, flags) } else { self.call("delete", id, flags, &[]).map(drop) };
+        match done {
             Err(RuntimeError::NoSuchContainer { .. }) if force => Ok(()),
-            other => other.map(drop),
+            other => other,
         }
     }
 

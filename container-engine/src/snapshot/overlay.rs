@@ -56,7 +56,10 @@ impl Overlay {
     /// Mounts it at `target`.
     pub fn mount(&self, target: &Path, map: Option<IdMap>) -> io::Result<()> {
         match map {
-            None => apart(UnshareFlags::FS, || self.plain(target)),
+            None => match self.short() {
+                Some((lower, folder)) => self.call(&lower, folder, target),
+                None => apart(UnshareFlags::FS, || self.plain(target)),
+            },
             Some(map) => {
                 let mapping = Mapping::new(map)?;
                 let mount = apart(UnshareFlags::NEWNS, || self.mapped(&mapping))?;
@@ -64,6 +67,14 @@ impl Overlay {
                 Ok(())
             }
         }
+    }
+
+    /// Whole paths, where they fit and need no escapes: then no other thread is needed.
+    fn short(&self) -> Option<(Vec<String>, &str)> {
+        let (layers, folder) = (plain_path(&self.layers)?, plain_path(&self.folder)?);
+        let length = self.lower.iter().map(|name| layers.len() + name.len() + 2).sum::<usize>() + 2 * folder.len();
+        let lower = || self.lower.iter().map(|name| format!("{layers}/{name}")).collect();
+        (length <= MAX_LOWER).then(|| (lower(), folder))
     }
 
     fn plain(&self, target: &Path) -> io::Result<()> {
@@ -86,8 +97,7 @@ impl Overlay {
         let folder = rustix::fs::open(&self.folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let folder = format!("/proc/self/fd/{}", folder.as_raw_fd());
         // Names with ':' or ',' in them would need escapes; the snapshot's folder may lie anywhere.
-        let plain = self.folder.to_str().filter(|path| path.len() < 300 && !path.contains([':', ',', '\\']));
-        self.call(&lower, plain.unwrap_or(&folder), target)
+        self.call(&lower, plain_path(&self.folder).unwrap_or(&folder), target)
     }
 
     fn mapped(&self, mapping: &Mapping) -> io::Result<OwnedFd> {
@@ -144,6 +154,10 @@ impl Overlay {
         rustix::mount::mount(self.source.as_str(), target, "overlay", flags, Some(options.as_c_str()))?;
         Ok(())
     }
+}
+
+fn plain_path(path: &Path) -> Option<&str> {
+    path.to_str().filter(|path| path.len() < 300 && !path.contains([':', ',', '\\']))
 }
 
 /// Runs on a thread that has its own working folder or mount namespace.

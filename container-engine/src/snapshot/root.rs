@@ -22,7 +22,9 @@ use super::{
 };
 use crate::content::Digest;
 
-/// Largest `snapshot.json`: 128 layers take 40 KiB.
+/// The record.
+const FILE: &str = "snapshot.json";
+/// Largest one: 128 layers take 40 KiB.
 const MAX_RECORD: u64 = 1 << 20;
 /// Mounts on one mount point that are taken away.
 const MAX_STACKED: usize = 32;
@@ -110,8 +112,10 @@ impl Snapshots {
     pub async fn create(&self, id: &str, layers: &[Layer], options: PrepareOptions) -> Result<(), SnapshotError> {
         let (it, layers, id) = (self.clone(), layers.to_vec(), id.to_owned());
         apart(&id.clone(), move || {
-            let _one = it.lock();
-            it.create_now(&id, layers, PathBuf::new(), options).map(drop)
+            let one = it.lock();
+            let record = it.create_now(&id, layers, PathBuf::new(), options)?;
+            drop(one);
+            it.sync(&record)
         })
         .await
     }
@@ -194,13 +198,27 @@ impl Snapshots {
         target: &Path,
         options: PrepareOptions,
     ) -> Result<RootFs, SnapshotError> {
-        let _one = self.lock();
+        let one = self.lock();
         let record = self.create_now(id, layers, target.to_owned(), options)?;
-        let made = self.mount_now(record);
+        let made = self.mount_now(record.clone());
+        drop(one);
+        // Many at once wait for the disk together.
+        let made = made.and_then(|root| self.sync(&record).map(|()| root));
         if made.is_err() {
             self.undo(id, target);
         }
         made
+    }
+
+    /// Afterwards the record is on disk.
+    fn sync(&self, record: &Record) -> Result<(), SnapshotError> {
+        if record.options.volatile {
+            return Ok(());
+        }
+        let folder = self.folder(&record.id)?;
+        let synced = fs::File::open(folder.join(FILE)).and_then(|file| file.sync_all());
+        let synced = synced.and_then(|()| board::durable::sync_dir(&folder));
+        synced.map_err(io_error(&record.id, "describe", &folder))
     }
 
     fn create_now(
@@ -283,12 +301,12 @@ impl Snapshots {
         fs::File::open(upper)?.set_modified(below.modified()?)
     }
 
+    /// Replaces the record, whole or not at all; [`Self::sync`] follows.
     fn write(record: &Record, folder: &Path) -> Result<(), SnapshotError> {
-        let path = folder.join("snapshot.json");
+        let (path, beside) = (folder.join(FILE), folder.join("snapshot.json.new"));
         let bytes =
             serde_json::to_vec(record).map_err(|error| io_error(&record.id, "describe", &path)(error.into()))?;
-        let written =
-            if record.options.volatile { fs::write(&path, bytes) } else { board::durable::write(&path, &bytes, 0o600) };
+        let written = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, &path));
         written.map_err(io_error(&record.id, "describe", &path))
     }
 
@@ -433,7 +451,7 @@ impl Snapshots {
     }
 
     pub(super) fn record(&self, id: &str) -> Result<Record, SnapshotError> {
-        let path = self.folder(id)?.join("snapshot.json");
+        let path = self.folder(id)?.join(FILE);
         let bytes = board::durable::read(&path, MAX_RECORD).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => SnapshotError::NotFound(id.to_owned()),
             _ => io_error(id, "read the record of", &path)(error),

@@ -13,6 +13,8 @@ use super::{StateError, db_error, value, watch::Keys};
 /// One batch on its way.
 pub(super) struct Job {
     pub writes: Vec<(Vec<u8>, Option<value::Encoded>)>,
+    /// Answered once it is applied; the flush may come later.
+    pub relaxed: bool,
     pub done: oneshot::Sender<Result<(), StateError>>,
 }
 
@@ -37,6 +39,14 @@ impl Committer {
             }
             self.commit(group);
         }
+        // What nobody has waited for yet; sled would do it too, and tell nobody if it failed.
+        if let Err(error) = self.db.flush().map_err(db_error).and_then(|_| self.sync()) {
+            tracing::error!(%error, "the last changes of the state may not be on disk");
+        }
+    }
+
+    fn sync(&self) -> Result<(), StateError> {
+        self.file.sync_data().map_err(|error| StateError::Db(error.to_string()))
     }
 
     fn commit(&self, group: Vec<Job>) {
@@ -44,15 +54,14 @@ impl Committer {
         let mut keys = Keys::new();
         for job in group {
             match self.apply(job.writes, &mut keys) {
+                Ok(()) if job.relaxed => drop(job.done.send(Ok(()))),
                 Ok(()) => applied.push(job.done),
                 Err(error) => drop(job.done.send(Err(error))),
             }
         }
-        let result = self
-            .db
-            .flush()
-            .map_err(db_error)
-            .and_then(|_| self.file.sync_data().map_err(|error| StateError::Db(error.to_string())));
+        // Where nobody waits for the disk, sled flushes twice a second by itself.
+        let result =
+            if applied.is_empty() { Ok(()) } else { self.db.flush().map_err(db_error).and_then(|_| self.sync()) };
         if count(&self.blobs) > 0 {
             tracing::error!(blobs = %self.blobs.display(), "the state database holds unsynced blobs; please report this");
         }

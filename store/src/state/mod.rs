@@ -192,9 +192,20 @@ impl State {
 
     /// Applies the batch, all or nothing; returns when durable. Cancelled: it may or may not be applied.
     pub async fn commit(&self, batch: Batch) -> Result<(), StateError> {
+        self.send(batch, false).await
+    }
+
+    /// The same without waiting for the disk: every later read sees it, the next `commit` makes it durable too, and
+    /// without one it is durable within about a second, or when the state is closed. A process that is killed before
+    /// then has lost it: for what can be found again, or undone twice.
+    pub async fn commit_relaxed(&self, batch: Batch) -> Result<(), StateError> {
+        self.send(batch, true).await
+    }
+
+    async fn send(&self, batch: Batch, relaxed: bool) -> Result<(), StateError> {
         let jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (done, answer) = oneshot::channel();
-        let job = Job { writes: batch.writes, done };
+        let job = Job { writes: batch.writes, relaxed, done };
         jobs.ok_or(StateError::Closed)?.send(job).await.map_err(|_| StateError::Closed)?;
         answer.await.unwrap_or(Err(StateError::Closed))
     }

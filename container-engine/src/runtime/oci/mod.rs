@@ -102,6 +102,12 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
+/// `start` or `delete --force` in this process, which has one thread: for a shim's child, which saves a program's start.
+/// An error is what the program would have logged.
+pub(crate) fn here(verb: &str, root: &Path, args: &[OsString]) -> Result<(), String> {
+    commands::run(verb, root, args).map(drop).map_err(|failure| failure.message)
+}
+
 fn global(args: &[OsString], log: &mut Log) -> Result<ExitCode, Failure> {
     let valued = ["root", "log", "log-format", "rootless", "criu"];
     let (read, rest) = Args::read(args, &valued, &["debug", "systemd-cgroup", "version", "help"], Some(1))?;

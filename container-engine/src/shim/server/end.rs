@@ -148,7 +148,8 @@ impl Shim {
         }
         self.event(Event::Exited(exit));
         self.processes.remove(&CONTAINER);
-        let begun = self.begin(Work::Delete, None, |spec| runtime(&spec.runtime).delete(&spec.id, true).map(|()| 0));
+        let call = |spec: &crate::shim::ShimSpec| runtime(&spec.runtime).in_this_process().delete(&spec.id, true);
+        let begun = self.begin(Work::Delete, None, |spec| call(spec).map(|()| 0));
         if let Err(error) = begun {
             self.deleted(Err(Problem::new(crate::shim::ProblemCode::System, error.to_string())));
         }

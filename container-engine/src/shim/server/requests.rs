@@ -169,7 +169,7 @@ impl Shim {
             _ => return Err(conflict(format!("container {} has ended", self.spec.id))),
         }
         self.started_at_ns = now_ns();
-        self.call(key, Work::Start, |spec| runtime(&spec.runtime).start(&spec.id).map(|()| 0))
+        self.call(key, Work::Start, |spec| runtime(&spec.runtime).in_this_process().start(&spec.id).map(|()| 0))
     }
 
     fn exec(&mut self, key: u32, exec: &ExecRequest) -> Now {
