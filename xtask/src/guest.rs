@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::steps::{root, say};
+use crate::steps::{executables, root, say};
 
 /// A run of a test program in the guest.
 struct Part {
@@ -157,26 +157,6 @@ fn programs(parts: &[&Part]) -> Result<Vec<(PathBuf, PathBuf)>> {
         }
     }
     Ok(programs)
-}
-
-/// Names and paths of the programs that a cargo command builds, of tests or else of none.
-fn executables(args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let output = Command::new(cargo)
-        .args(args)
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(root())
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "`cargo {}` failed", args.join(" "));
-    let messages = output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-    let tests = args.contains(&"test");
-    let found = messages.filter_map(|message: serde_json::Value| {
-        let path = message["executable"].as_str()?;
-        let name = message["target"]["name"].as_str()?;
-        (message["profile"]["test"].as_bool()? == tests).then(|| (name.to_owned(), PathBuf::from(path)))
-    });
-    Ok(found.collect())
 }
 
 /// Powers the guest on and follows its console to the end.
