@@ -29,7 +29,9 @@ use crate::{container::Protocol, sys::netns};
 
 pub(super) struct Host {
     route: Mutex<Netlink>,
-    table: Mutex<Netlink>,
+    /// Opened when it is first needed: without nf_tables in the kernel there are still images, and containers that need no
+    /// rules.
+    table: Mutex<Option<Netlink>>,
     /// The table's name.
     table_name: String,
     /// Bridges that were made or found, and what they are.
@@ -49,10 +51,9 @@ impl Host {
     /// `table_name`: the table of rules, which is this engine's alone.
     pub fn open(mtu: Option<u32>, table_name: String) -> Result<Self, NetworkError> {
         let route = Netlink::route().map_err(NetworkError::kernel("open a netlink socket for routes"))?;
-        let table = Netlink::netfilter().map_err(NetworkError::kernel("open a netlink socket for nf_tables"))?;
         Ok(Self {
             route: Mutex::new(route),
-            table: Mutex::new(table),
+            table: Mutex::default(),
             table_name,
             ready: Mutex::default(),
             mtu,
@@ -278,7 +279,7 @@ impl Host {
 
     /// Makes the table again where somebody removed it: `nft flush ruleset` is the first line of many a firewall.
     pub fn ensure_table(&self, book: &Mutex<Book>) -> Result<(), NetworkError> {
-        let there = nft::has_table(&mut lock(&self.table), &self.table_name);
+        let there = self.table(|socket| nft::has_table(socket, &self.table_name));
         if there.map_err(NetworkError::kernel("look at the rules for networks (nf_tables)"))? {
             return Ok(());
         }
@@ -290,22 +291,24 @@ impl Host {
     pub fn publish(&self, redirects: &[Redirect]) -> Result<(), NetworkError> {
         let mut batch = Batch::default();
         rules::add(&mut batch, &self.table_name, redirects);
-        let mut socket = lock(&self.table);
-        let done = batch.commit(&mut socket).map_err(io::Error::from);
-        done.map_err(NetworkError::kernel("publish ports (nf_tables)"))?;
-        // Who sent to the port before would otherwise go on sending to the host.
-        forget(&mut socket, redirects, |redirect, entry| redirect.port == entry.port && redirect.to != entry.answers);
-        Ok(())
+        let done = self.table(|socket| {
+            batch.commit(socket)?;
+            // Who sent to the port before would otherwise go on sending to the host.
+            forget(socket, redirects, |redirect, entry| redirect.port == entry.port && redirect.to != entry.answers);
+            Ok(())
+        });
+        done.map_err(NetworkError::kernel("publish ports (nf_tables)"))
     }
 
     /// Takes out what leads to a sandbox; where the table has changed under us it is made again.
     pub fn unpublish(&self, redirects: &[Redirect], book: &Mutex<Book>) -> Result<(), NetworkError> {
         let mut batch = Batch::default();
         rules::delete(&mut batch, &self.table_name, redirects);
-        let mut socket = lock(&self.table);
-        let done = batch.commit(&mut socket).map_err(io::Error::from);
-        forget(&mut socket, redirects, |redirect, entry| redirect.to == entry.answers);
-        drop(socket);
+        let done = self.table(|socket| {
+            let done = batch.commit(socket);
+            forget(socket, redirects, |redirect, entry| redirect.to == entry.answers);
+            Ok(done?)
+        });
         match done {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.rebuild(book),
             other => other.map_err(NetworkError::kernel("take back published ports (nf_tables)")),
@@ -315,29 +318,42 @@ impl Host {
     /// Makes the whole table again from the records.
     pub fn rebuild(&self, book: &Mutex<Book>) -> Result<(), NetworkError> {
         // The socket is taken first: whoever changes an element after this finds the table as the records have it.
-        let mut socket = lock(&self.table);
-        let batch = {
-            let book = lock(book);
-            rules::rebuild(&self.table_name, book.networks.values(), &book.redirects())
-        };
-        let done = batch.commit(&mut socket).map_err(io::Error::from);
+        let done = self.table(|socket| {
+            let batch = {
+                let book = lock(book);
+                rules::rebuild(&self.table_name, book.networks.values(), &book.redirects())
+            };
+            Ok(batch.commit(socket)?)
+        });
         done.map_err(NetworkError::kernel(
             "make the rules for networks (nf_tables in the kernel: CONFIG_NF_TABLES_INET, \
             CONFIG_NFT_NAT, CONFIG_NFT_MASQ, CONFIG_NFT_FIB_INET, CONFIG_NFT_CT)",
         ))
     }
 
-    /// Removes the table.
+    /// Removes the table. A kernel that has no tables has not this one either.
     pub fn clear(&self) -> io::Result<()> {
         let mut batch = Batch::default();
         batch.table(&self.table_name);
         batch.delete_table(&self.table_name);
-        Ok(batch.commit(&mut lock(&self.table))?)
+        match self.table(|socket| Ok(batch.commit(socket)?)) {
+            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Works with the kernel's tables, one at a time.
+    fn table<T>(&self, work: impl FnOnce(&mut Netlink) -> io::Result<T>) -> io::Result<T> {
+        let mut socket = lock(&self.table);
+        match &mut *socket {
+            Some(socket) => work(socket),
+            none => work(none.insert(Netlink::netfilter()?)),
+        }
     }
 
     /// Whether iptables' FORWARD chain drops what no rule of its own accepts.
     pub fn forward_drops(&self) -> bool {
-        nft::iptables_drops(&mut lock(&self.table), "FORWARD").unwrap_or(false)
+        self.table(|socket| nft::iptables_drops(socket, "FORWARD")).unwrap_or(false)
     }
 }
 
