@@ -1,7 +1,8 @@
 //! The container's cgroup: where it is, and the end of everything in it. Both versions, and both at once.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -103,10 +104,28 @@ pub(crate) fn processes(dir: &Path, depth: usize) -> Vec<i32> {
     all
 }
 
-/// Puts this process into a cgroup, made where it is missing.
-pub(crate) fn join(dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    fs::write(dir.join("cgroup.procs"), "0")
+/// Cgroups that this process is to be in, made where they are missing, and open.
+#[derive(Debug)]
+pub(crate) struct Joining(Vec<(PathBuf, fs::File)>);
+
+impl Joining {
+    pub fn open(dirs: &[PathBuf]) -> io::Result<Self> {
+        let open = |dir: &PathBuf| {
+            fs::create_dir_all(dir).map_err(|error| named(dir, &error))?;
+            let file = fs::OpenOptions::new().write(true).open(dir.join("cgroup.procs"));
+            Ok((dir.clone(), file.map_err(|error| named(dir, &error))?))
+        };
+        dirs.iter().map(open).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Puts this process into them, which takes a while: the kernel waits until no processor looks at the old ones.
+    pub fn join(self) -> io::Result<()> {
+        self.0.into_iter().try_for_each(|(dir, mut file)| file.write_all(b"0").map_err(|error| named(&dir, &error)))
+    }
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

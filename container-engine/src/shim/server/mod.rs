@@ -92,9 +92,6 @@ fn setup(spec: &ShimSpec) -> io::Result<String> {
     // What the container's processes leave behind comes to us.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let named = |path: &std::path::Path, error| io::Error::other(format!("{}: {error}", path.display()));
-    for dir in &spec.cgroups {
-        cgroups::join(dir).map_err(|error| named(dir, error))?;
-    }
     let score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
     // Lowering it needs CAP_SYS_RESOURCE; without it a shim is as mortal as others.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);

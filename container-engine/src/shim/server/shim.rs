@@ -68,6 +68,8 @@ pub(super) struct Shim {
     dir: OwnedFd,
     report: Option<OwnedFd>,
     oom_score: String,
+    /// Whether this process came into its cgroups, until the creation asks.
+    joined: io::Result<()>,
     pub(super) phase: Phase,
     pub(super) processes: BTreeMap<u32, Process>,
     pub(super) peers: BTreeMap<u32, Peer>,
@@ -111,6 +113,7 @@ impl Shim {
             dir,
             report: Some(report),
             oom_score,
+            joined: Ok(()),
             phase: Phase::Created,
             processes: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -129,7 +132,11 @@ impl Shim {
         };
         shim.watch(shim.signals.as_fd(), SIGNALS, epoll::EventFlags::IN)?;
         shim.watch(shim.listener.as_fd(), LISTENER, epoll::EventFlags::IN)?;
+        // Opened first: what is missing is told before anything is made.
+        let groups = super::cgroups::Joining::open(&shim.spec.cgroups)?;
         shim.create()?;
+        // While the runtime is at work: each of the two would wait as long for the kernel.
+        shim.joined = groups.join();
         Ok(shim)
     }
 
@@ -387,7 +394,9 @@ impl Shim {
     }
 
     fn created(&mut self, answer: Answer) {
-        let recorded = answer.and_then(|pid| {
+        let joined = std::mem::replace(&mut self.joined, Ok(()));
+        let joined = joined.map_err(|error| Problem::new(ProblemCode::System, format!("cannot join {error}")));
+        let recorded = answer.and_then(|pid| joined.map(|()| pid)).and_then(|pid| {
             let cgroups = super::cgroups::of(pid);
             // Without the memory controller there is nothing to watch.
             self.oom = OomWatch::new(&cgroups).ok();
