@@ -24,7 +24,7 @@ use tracing::Instrument;
 use crate::{
     cgroup::{CgroupError, Cgroups},
     container::{Containers, Parts, RecoveryReport, Resources},
-    event::Events,
+    event::{Events, Filter, Kind},
     image::{self, Images, Water},
     lease::Leases,
     ledger::{Amount, Ledger},
@@ -317,8 +317,20 @@ impl Engine {
         self.images().register(metrics);
     }
 
-    /// The service: says how the engine is, until it is told to stop.
+    /// The service: says how the engine is, at each change of a container, until it is told to stop.
     pub async fn run(&self, context: Context) -> Result<(), std::convert::Infallible> {
+        let containers = Filter { kinds: vec![Kind::Container], ..Filter::default() };
+        let mut changes = self.events().subscribe(containers, None);
+        loop {
+            self.report(&context);
+            tokio::select! {
+                () = context.stop.cancelled() => return Ok(()),
+                Some(_) = changes.next() => {}
+            }
+        }
+    }
+
+    fn report(&self, context: &Context) {
         match (self.0.networks.problem(), self.0.recovered.problems.first()) {
             (Some(problem), _) => context.degraded(problem, "see `edge-agent doctor`"),
             (None, Some(problem)) => context.degraded(problem.clone(), "see the log of the agent's start"),
@@ -327,8 +339,6 @@ impl Engine {
                 context.healthy(format!("{alive} of {all} containers run"));
             }
         }
-        context.stop.cancelled().await;
-        Ok(())
     }
 
     /// Carries `work` to its end, also when whoever asked for it has gone and when the engine closes meanwhile. `None`: it

@@ -21,6 +21,7 @@ use std::{
     future::Future,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -28,15 +29,19 @@ use axum::{
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State},
     http::request::Parts,
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
 use container_engine::{
     engine::Engine,
-    event::{Filter, Next},
+    event::{self, Filter},
     owner::Owner,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 pub use error::ApiError;
 pub use one_shot::OneShot;
@@ -45,25 +50,35 @@ use crate::config::EngineConfig;
 
 /// Largest JSON body: a container with a seccomp profile in it.
 const MAX_JSON: usize = 8 << 20;
+/// How long requests wait for an engine that starts.
+const STARTS_WITHIN: Duration = Duration::from_secs(30);
 
 /// What the routes serve. Cheap to clone.
 #[derive(Clone)]
 pub struct Api(Arc<Inner>);
 
 struct Inner {
-    /// Or why there is none at the moment.
-    engine: Mutex<Result<Engine, String>>,
+    served: watch::Sender<Served>,
     /// Instead of Docker's system call filter.
     seccomp: Option<serde_json::Value>,
     /// Streams that have outlived their request; they end with the engine.
     streams: Mutex<JoinSet<()>>,
 }
 
+/// What there is to serve.
+enum Served {
+    /// Nothing yet: who asks waits.
+    Starting,
+    Engine(Engine),
+    /// Nothing, and why.
+    Nothing(String),
+}
+
 impl Api {
     /// With no engine yet.
     pub fn new(config: &EngineConfig) -> Self {
         let inner = Inner {
-            engine: Mutex::new(Err("the engine is starting: try again in a moment".to_owned())),
+            served: watch::Sender::new(Served::Starting),
             seccomp: config.seccomp.clone(),
             streams: Mutex::default(),
         };
@@ -72,12 +87,12 @@ impl Api {
 
     /// Serves this engine from now on.
     pub fn set(&self, engine: Engine) {
-        *lock(&self.0.engine) = Ok(engine);
+        self.0.served.send_replace(Served::Engine(engine));
     }
 
     /// Serves none from now on, and ends all streams.
     pub async fn unset(&self, problem: impl Into<String>) {
-        *lock(&self.0.engine) = Err(problem.into());
+        self.0.served.send_replace(Served::Nothing(problem.into()));
         let mut streams = std::mem::take(&mut *lock(&self.0.streams));
         streams.shutdown().await;
     }
@@ -93,11 +108,16 @@ impl Api {
             .route("/v1/events", get(events))
             .route("/v1/capacity", get(capacity))
             .layer(DefaultBodyLimit::max(MAX_JSON))
+            .layer(from_fn_with_state(self.clone(), started))
             .with_state(self.clone())
     }
 
     fn engine(&self) -> Result<Engine, ApiError> {
-        lock(&self.0.engine).clone().map_err(ApiError::unavailable)
+        match &*self.0.served.borrow() {
+            Served::Engine(engine) => Ok(engine.clone()),
+            Served::Nothing(problem) => Err(ApiError::unavailable(problem.as_str())),
+            Served::Starting => Err(ApiError::unavailable("the engine is still starting: see `edge-agent status`")),
+        }
     }
 
     /// Starts a stream that the agent owns.
@@ -106,6 +126,15 @@ impl Api {
         while streams.try_join_next().is_some() {}
         streams.spawn(task);
     }
+}
+
+/// Has requests wait for an engine that starts, which takes a moment on a slow board with many containers.
+async fn started(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let mut served = api.0.served.subscribe();
+    let started = served.wait_for(|served| !matches!(served, Served::Starting));
+    // One that takes longer is told of by the route.
+    let _ = tokio::time::timeout(STARTS_WITHIN, started).await;
+    next.run(request).await
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -185,7 +214,7 @@ async fn events(State(api): State<Api>, whose: Whose, Query(asked): Query<Events
     api.stream(async move {
         let left = asked.until_ns.map(|until| {
             let now = crate::cli::now_ns();
-            std::time::Duration::from_nanos(u64::try_from(until - now).unwrap_or(0))
+            Duration::from_nanos(u64::try_from(until - now).unwrap_or(0))
         });
         let is_past = left.is_some_and(|left| left.is_zero());
         let end = async {
@@ -207,9 +236,9 @@ async fn events(State(api): State<Api>, whose: Whose, Query(asked): Query<Events
             };
             let bytes = match next {
                 None => break,
-                Some(Next::Event(event)) if asked.until_ns.is_some_and(|until| event.time_ns > until) => break,
-                Some(Next::Event(event)) => line(&*event),
-                Some(Next::Missed(n)) => line(&serde_json::json!({ "missed": n })),
+                Some(event::Next::Event(event)) if asked.until_ns.is_some_and(|until| event.time_ns > until) => break,
+                Some(event::Next::Event(event)) => line(&*event),
+                Some(event::Next::Missed(n)) => line(&serde_json::json!({ "missed": n })),
             };
             if lines.send(Ok(bytes)).await.is_err() {
                 break;
