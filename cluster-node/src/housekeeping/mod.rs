@@ -1,0 +1,1 @@
+//! What keeps the board well: eviction, image and container collection, orphans, graceful shutdown.

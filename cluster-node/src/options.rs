@@ -1,0 +1,1 @@
+//! What the node is told by the configuration.

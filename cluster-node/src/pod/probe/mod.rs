@@ -1,0 +1,1 @@
+//! Probes: exec, HTTP, TCP and gRPC, and who runs them.

@@ -1,0 +1,1 @@
+//! What a container of a pod is for the engine: environment, security, limits, mounts, names.

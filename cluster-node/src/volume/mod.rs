@@ -1,0 +1,1 @@
+//! Volumes of pods: made before its containers, kept up to date, taken away after them.
