@@ -6,6 +6,7 @@ mod agent;
 pub mod bench;
 mod bundle;
 mod certificates;
+pub mod cluster;
 pub mod control_plane;
 mod disk;
 pub mod engine;
