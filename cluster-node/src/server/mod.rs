@@ -12,6 +12,7 @@
 
 mod auth;
 mod directory;
+mod spdy;
 
 pub use auth::{AccessReview, Delegate, DelegateError, User};
 pub use directory::{Directory, Instance, Instances, NoNetwork, VolumeDir};
