@@ -10,9 +10,15 @@
 //!
 //! Elsewhere: what a pod is (`pod`); who has signed the serving certificate (`join`); containers (the engine).
 
+mod answer;
 mod auth;
 mod directory;
+mod query;
+mod remote;
+mod route;
+mod runtime;
 mod spdy;
+mod upgrade;
 
 pub use auth::{AccessReview, Delegate, DelegateError, User};
 pub use directory::{Directory, Instance, Instances, NoNetwork, VolumeDir};

@@ -214,6 +214,12 @@ impl Images {
         &self.0.content
     }
 
+    /// Bytes on disk of all images together: blobs and layers.
+    pub async fn used(&self) -> u64 {
+        let space = self.0.space.clone();
+        tokio::task::spawn_blocking(move || space.used()).await.unwrap_or(0)
+    }
+
     /// All images an owner sees: its own and `local`'s; everybody's where absent. Newest name first.
     pub fn list(&self, owner: Option<&Owner>) -> Vec<Record> {
         let mut all = self.0.records.all();

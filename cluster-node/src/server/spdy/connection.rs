@@ -231,11 +231,11 @@ impl<I: AsyncRead + AsyncWrite> Driver<I> {
     /// Until the connection ends. All its streams have ended then.
     pub async fn run(self) -> Ended {
         let (read, write) = tokio::io::split(self.io);
-        let heard = Arc::new(Mutex::new(Instant::now()));
+        let heard = Mutex::new(Instant::now());
         let shared = self.shared.clone();
-        let reader = Reader { read, limits: self.limits, shared: self.shared, accept: self.accept, heard: heard.clone() };
+        let hands = Hands { limits: self.limits, shared: self.shared, accept: self.accept };
         let mut written = false;
-        let mut reader = std::pin::pin!(reader.run());
+        let mut reader = std::pin::pin!(read_all(read, hands, &heard));
         let ended = {
             let mut writer = std::pin::pin!(write_all(write, self.frames, &heard));
             tokio::select! {
@@ -299,35 +299,35 @@ async fn write_all<I: AsyncWrite>(
     write.shutdown().await
 }
 
-struct Reader<I> {
-    read: ReadHalf<I>,
-    limits: Limits,
-    shared: Arc<Shared>,
-    accept: mpsc::Sender<Stream>,
-    heard: Arc<Mutex<Instant>>,
-}
-
-impl<I: AsyncRead> Reader<I> {
-    async fn run(mut self) -> Ended {
-        let mut decoder = Decoder::default();
+/// Until the peer leaves.
+async fn read_all<I: AsyncRead>(mut read: ReadHalf<I>, hands: Hands, heard: &Mutex<Instant>) -> Ended {
+    let mut decoder = Decoder::default();
+    loop {
         loop {
-            loop {
-                match decoder.next_frame() {
-                    Ok(Some(frame)) => self.take(frame).await,
-                    Ok(None) => break,
-                    Err(error) => return error.into(),
-                }
-            }
-            decoder.buffer().reserve(READ);
-            match self.read.read_buf(decoder.buffer()).await {
-                Ok(0) => return Ended::Left,
-                Ok(_) => note(&self.heard),
+            match decoder.next_frame() {
+                Ok(Some(frame)) => hands.take(frame).await,
+                Ok(None) => break,
                 Err(error) => return error.into(),
             }
         }
+        decoder.buffer().reserve(READ);
+        match read.read_buf(decoder.buffer()).await {
+            Ok(0) => return Ended::Left,
+            Ok(_) => note(heard),
+            Err(error) => return error.into(),
+        }
     }
+}
 
-    async fn take(&mut self, frame: Frame) {
+/// Puts what arrives where it belongs.
+struct Hands {
+    limits: Limits,
+    shared: Arc<Shared>,
+    accept: mpsc::Sender<Stream>,
+}
+
+impl Hands {
+    async fn take(&self, frame: Frame) {
         match frame {
             Frame::SynStream { stream, headers, fin, unidirectional: _ } => match self.admit(stream, headers) {
                 Ok(new) => {
