@@ -1,1 +1,32 @@
-//! What pods refer to: config maps, secrets, services and tokens; fresh while the link is up, from the sealed store while it is not.
+//! What the cluster sends that pods refer to: watched by reference, kept sealed in the store for the time without the cluster.
+//!
+//! [`Objects`] is the front: config maps, secrets, services, tokens, claims. [`Cache`] is what is on the disk.
+//!
+//! Elsewhere: what becomes of them (`volume`, `pod::spec`); pods and the node themselves (`pod::source`, `node`).
+
+mod cache;
+mod changed;
+mod connection;
+mod error;
+mod follow;
+mod objects;
+mod pull_secret;
+mod reference;
+mod seal;
+mod service;
+#[cfg(test)]
+mod tests;
+mod token;
+mod watched;
+
+pub use cache::{Cache, CacheError, Keep};
+pub use changed::ChangedPods;
+pub use connection::{Connection, MAX_OBJECT};
+pub use error::ObjectError;
+pub use objects::Objects;
+pub use pull_secret::Keyring;
+pub use reference::{References, claim_of, of as references_of};
+pub use seal::SealError;
+pub use token::{Token, TokenWanted};
+
+
