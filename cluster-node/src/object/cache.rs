@@ -280,7 +280,10 @@ impl Cache {
             }
         }
         if dropped > 0 {
-            tracing::warn!(dropped, "cached secrets or tokens did not open and were dropped; they come again from the API server");
+            tracing::warn!(
+                dropped,
+                "cached secrets or tokens did not open and were dropped; they come again from the API server"
+            );
         }
         self.state.commit(batch).await?;
         Ok(dropped)

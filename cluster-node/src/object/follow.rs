@@ -69,7 +69,8 @@ pub(super) async fn follow<K: Kind + kube::Resource<DynamicType = ()>>(
                 End::Again => tries += 1,
                 End::Failed(error) => {
                     tries += 1;
-                    let early = matches!(&error, kube::Error::Api(status) if status.code == 403) && tries <= EARLY_TRIES;
+                    let early =
+                        matches!(&error, kube::Error::Api(status) if status.code == 403) && tries <= EARLY_TRIES;
                     sink.failed(&error, !early);
                     if early {
                         sleep(EARLY_WAIT * tries).await;

@@ -28,5 +28,3 @@ pub use pull_secret::Keyring;
 pub use reference::{References, claim_of, of as references_of};
 pub use seal::SealError;
 pub use token::{Token, TokenWanted};
-
-

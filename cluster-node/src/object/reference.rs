@@ -141,12 +141,7 @@ mod tests {
             { "name": "g", "ephemeral": {} },
             { "name": "h", "emptyDir": {} },
         ]);
-        check(
-            json!({ "containers": [], "volumes": volumes }),
-            &["c", "pc"],
-            &["cs", "ps", "s"],
-            &["claim", "p-g"],
-        );
+        check(json!({ "containers": [], "volumes": volumes }), &["c", "pc"], &["cs", "ps", "s"], &["claim", "p-g"]);
     }
 
     #[test]

@@ -145,7 +145,9 @@ impl Tokens {
                 *slot = Some(fresh);
                 Ok(token)
             }
-            (Err(error), Some(kept)) if kept.stands(self.now_s()) || matches!(error, ObjectError::Unavailable { .. }) => {
+            (Err(error), Some(kept))
+                if kept.stands(self.now_s()) || matches!(error, ObjectError::Unavailable { .. }) =>
+            {
                 let (namespace, account) = (&wanted.namespace, &wanted.service_account);
                 tracing::warn!(namespace, account, %error, "a service account token could not be renewed; the last one is served");
                 Ok(kept.token())
@@ -201,15 +203,16 @@ impl Tokens {
         let asked = api.create_token_request(&wanted.service_account, &parameters, &request);
         let answer = timeout(PATIENCE, asked).await.map_err(|_| timed_out(KIND, &name))?;
         let answer = answer.map_err(|error| problem_of(KIND, &name, &error))?;
-        let refused = |message: &str| ObjectError::Refused { kind: KIND, name: name.clone(), message: message.to_owned() };
+        let refused =
+            |message: &str| ObjectError::Refused { kind: KIND, name: name.clone(), message: message.to_owned() };
         let status = answer.status.ok_or_else(|| refused("the API server's answer has no token"))?;
-        let is_token = |it: &String| {
-            !it.is_empty() && it.len() <= MAX_TOKEN && it.bytes().all(|byte| byte.is_ascii_graphic())
-        };
+        let is_token =
+            |it: &String| !it.is_empty() && it.len() <= MAX_TOKEN && it.bytes().all(|byte| byte.is_ascii_graphic());
         let token = status.token.filter(is_token).ok_or_else(|| refused("the API server's answer is no token"))?;
         let given = answer.spec.and_then(|spec| spec.expiration_seconds).filter(|it| *it > 0);
         let life_s = given.unwrap_or(wanted.expiration_s.max(1));
-        let expires_s = status.expiration_timestamp.map_or_else(|| self.now_s().saturating_add(life_s), |it| it.0.as_second());
+        let expires_s =
+            status.expiration_timestamp.map_or_else(|| self.now_s().saturating_add(life_s), |it| it.0.as_second());
         let issued_s = expires_s.saturating_sub(life_s);
         let jitter_s = jitter();
         Ok(Kept { wanted: wanted.clone(), token: Hidden::new(token), issued_s, expires_s, jitter_s })
@@ -222,11 +225,7 @@ impl Tokens {
 
 impl TokenWanted {
     /// For a projected volume: its audience where it has one, its seconds where it says them.
-    pub fn projected(
-        pod: &k8s_openapi::api::core::v1::Pod,
-        audience: Option<&str>,
-        expiration_s: Option<i64>,
-    ) -> Self {
+    pub fn projected(pod: &k8s_openapi::api::core::v1::Pod, audience: Option<&str>, expiration_s: Option<i64>) -> Self {
         let text = |it: &Option<String>| it.clone().unwrap_or_default();
         let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
         Self {

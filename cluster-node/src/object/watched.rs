@@ -42,12 +42,7 @@ pub(super) trait Kept: Kind + kube::Resource<DynamicType = ()> {
     /// The copy.
     fn kept(cache: &Cache, namespace: &str, name: &str) -> Option<Self>;
     /// Keeps a copy.
-    fn keep(
-        &self,
-        cache: &Cache,
-        namespace: &str,
-        name: &str,
-    ) -> impl Future<Output = Result<(), CacheError>> + Send;
+    fn keep(&self, cache: &Cache, namespace: &str, name: &str) -> impl Future<Output = Result<(), CacheError>> + Send;
     /// Forgets the copy.
     fn forget(cache: &Cache, namespace: &str, name: &str) -> impl Future<Output = Result<(), CacheError>> + Send;
 }

@@ -34,7 +34,8 @@ impl Query {
 pub fn decode(text: &str, form: bool) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
-    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16)).and_then(|it| u8::try_from(it).ok());
+    let digit =
+        |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16)).and_then(|it| u8::try_from(it).ok());
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
         match (byte, digit(at + 1), digit(at + 2)) {
@@ -56,7 +57,8 @@ mod tests {
 
     #[test]
     fn queries_are_read() {
-        let query = Query::parse("command=sh&command=-c&command=a%20b+c%26d&input=1&x&=y&%zz=%4&follow=false&%E2%82%AC=1");
+        let query =
+            Query::parse("command=sh&command=-c&command=a%20b+c%26d&input=1&x&=y&%zz=%4&follow=false&%E2%82%AC=1");
         assert_eq!(query.all("command").collect::<Vec<_>>(), ["sh", "-c", "a b c&d"]);
         assert_eq!(query.get("input"), Some("1"));
         assert_eq!(query.get("x"), Some(""));

@@ -102,7 +102,8 @@ impl Runtime for Engine {
 
     fn attach(&self, id: ContainerId, attach: Attach) -> BoxFuture<'_, Result<Process, String>> {
         Box::pin(async move {
-            let failed = |error: &(dyn std::error::Error + 'static)| failure("failed to attach to container", &id, error);
+            let failed =
+                |error: &(dyn std::error::Error + 'static)| failure("failed to attach to container", &id, error);
             let attaching = self.containers().attach(&id, attach).await.map_err(|error| failed(&error))?;
             let (input, output) = attaching.session().await.map_err(|error| failed(&error))?.split();
             Ok(Process { input: Box::new(input), output: Box::new(output), hang_up: None })
@@ -111,7 +112,8 @@ impl Runtime for Engine {
 
     fn log(&self, id: ContainerId, options: ReadOptions) -> BoxFuture<'_, Result<Reader, String>> {
         Box::pin(async move {
-            let failed = |error: &(dyn std::error::Error + 'static)| failure("failed to read the log of container", &id, error);
+            let failed =
+                |error: &(dyn std::error::Error + 'static)| failure("failed to read the log of container", &id, error);
             self.containers().logs(&id, options).await.map_err(|error| failed(&error))
         })
     }

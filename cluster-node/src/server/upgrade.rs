@@ -2,7 +2,9 @@
 
 use hyper::{
     HeaderMap, StatusCode,
-    header::{CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE},
+    header::{
+        CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+    },
 };
 
 use super::answer::{self, Answer};
@@ -35,9 +37,10 @@ pub struct Agreed {
 /// What the client wants; an answer where that is nothing we speak.
 pub fn wants(headers: &HeaderMap) -> Result<Wants, Answer> {
     let has = |name: HeaderName, word: &str| {
-        headers.get_all(name).iter().any(|value| {
-            value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains(word))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .any(|value| value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains(word)))
     };
     if has(CONNECTION, "upgrade") && has(UPGRADE, "websocket") {
         return Ok(Wants::WebSocket);
@@ -53,7 +56,9 @@ pub fn wants(headers: &HeaderMap) -> Result<Wants, Answer> {
 pub fn spdy(headers: &HeaderMap, spoken: &[&'static str]) -> Result<Agreed, Answer> {
     let offers = offers(headers, VERSION);
     if offers.is_empty() {
-        let problem = format!("unable to upgrade: header X-Stream-Protocol-Version does not name a protocol; {spoken:?} are spoken here");
+        let problem = format!(
+            "unable to upgrade: header X-Stream-Protocol-Version does not name a protocol; {spoken:?} are spoken here"
+        );
         return Err(answer::text(StatusCode::BAD_REQUEST, problem));
     }
     let Some(version) = common(&offers, spoken) else {

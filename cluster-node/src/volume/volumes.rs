@@ -93,10 +93,9 @@ impl Volumes {
     ) -> Result<ContainerMounts, VolumeError> {
         match wanted.mounts.first() {
             None => Ok(ContainerMounts::default()),
-            Some(mount) => Err(VolumeError::NoSuchVolume {
-                container: wanted.container.to_owned(),
-                volume: mount.name.clone(),
-            }),
+            Some(mount) => {
+                Err(VolumeError::NoSuchVolume { container: wanted.container.to_owned(), volume: mount.name.clone() })
+            }
         }
     }
 

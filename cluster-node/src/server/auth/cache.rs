@@ -27,7 +27,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
     pub fn get(&self, key: &K, now: Instant) -> Option<Remembered<V>> {
         let (value, at, life) = self.entries.get(key)?;
         let value = value.clone();
-        Some(if now.saturating_duration_since(*at) < *life { Remembered::Fresh(value) } else { Remembered::Stale(value) })
+        Some(if now.saturating_duration_since(*at) < *life {
+            Remembered::Fresh(value)
+        } else {
+            Remembered::Stale(value)
+        })
     }
 
     pub fn put(&mut self, key: K, value: V, life: Duration, now: Instant) {

@@ -53,12 +53,7 @@ pub struct Judge {
 impl Judge {
     /// A judge for the node of that name.
     pub fn new(node: String, delegate: Arc<dyn Delegate>) -> Self {
-        Self {
-            node,
-            delegate,
-            tokens: Mutex::new(Cache::new(REMEMBERED)),
-            access: Mutex::new(Cache::new(REMEMBERED)),
-        }
+        Self { node, delegate, tokens: Mutex::new(Cache::new(REMEMBERED)), access: Mutex::new(Cache::new(REMEMBERED)) }
     }
 
     /// The user of an `Authorization` header; `None`: nobody is.

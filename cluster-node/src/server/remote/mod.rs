@@ -15,12 +15,14 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+pub use self::socket::{
+    Channel as SocketChannel, ChannelWriter, Channels as SocketChannels, Codec, accept, channels as socket_channels,
+};
 use self::{
     carry::{Channels, End, Sink},
     socket::Channel,
     status::Status,
 };
-pub use self::socket::{Channels as SocketChannels, Channel as SocketChannel, ChannelWriter, Codec, accept, channels as socket_channels};
 use super::{
     answer::{self, Answer},
     query::Query,
@@ -62,8 +64,7 @@ impl Streams {
     pub fn of(query: &Query) -> Result<Self, Answer> {
         let wanted = |name| query.get(name) == Some("1");
         let tty = wanted("tty");
-        let streams =
-            Self { stdin: wanted("input"), stdout: wanted("output"), stderr: wanted("error") && !tty, tty };
+        let streams = Self { stdin: wanted("input"), stdout: wanted("output"), stderr: wanted("error") && !tty, tty };
         if streams.stdin || streams.stdout || streams.stderr {
             Ok(streams)
         } else {

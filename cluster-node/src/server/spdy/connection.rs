@@ -388,7 +388,8 @@ impl Hands {
     }
 
     async fn data(&self, stream: u32, bytes: bytes::Bytes, fin: bool) {
-        let filler = self.shared.table().streams.get(&stream).filter(|entry| !entry.remote_done).map(|it| it.filler.clone());
+        let filler =
+            self.shared.table().streams.get(&stream).filter(|entry| !entry.remote_done).map(|it| it.filler.clone());
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         // Of a stream that is gone: it was on its way when we said so.
         if let Some(filler) = filler {

@@ -40,8 +40,7 @@ fn cost(piece: &Bytes) -> usize {
 
 /// An inbox for `limit` bytes, one piece of any size allowed over it.
 pub fn inbox(limit: usize) -> (Filler, Inbox) {
-    let shared =
-        Shared { limit, state: Mutex::default(), readable: Notify::new(), writable: Notify::new() };
+    let shared = Shared { limit, state: Mutex::default(), readable: Notify::new(), writable: Notify::new() };
     let shared = Arc::new(shared);
     (Filler(shared.clone()), Inbox(shared))
 }

@@ -35,7 +35,12 @@ fn unhex(text: &str) -> Vec<u8> {
 
 fn samples() -> Vec<Frame> {
     vec![
-        Frame::SynStream { stream: 1, headers: Headers::of(&[("streamtype", "error")]), fin: false, unidirectional: false },
+        Frame::SynStream {
+            stream: 1,
+            headers: Headers::of(&[("streamtype", "error")]),
+            fin: false,
+            unidirectional: false,
+        },
         Frame::SynStream {
             stream: 3,
             headers: Headers::of(&[("streamtype", "data"), ("port", "8080"), ("requestid", "0")]),
