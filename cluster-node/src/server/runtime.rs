@@ -11,9 +11,11 @@ use std::{
 
 use bytes::Bytes;
 use container_engine::{
+    cgroup::Usage,
     container::{ContainerId, ExecSpec, Inspect, Stats},
     engine::Engine,
     logs::{ReadOptions, Reader},
+    owner::Owner,
     shim::{Attach, Output, SessionInput, SessionOutput},
     sys::netns,
 };
@@ -70,6 +72,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn log(&self, id: ContainerId, options: ReadOptions) -> BoxFuture<'_, Result<Reader, String>>;
     /// What it uses; with `disk` its writable part too, which takes a while.
     fn usage(&self, id: ContainerId, disk: bool) -> BoxFuture<'_, Result<Stats, String>>;
+    /// What a pod uses, all of it together; `None` where it has no group.
+    fn pod_usage(&self, uid: String) -> BoxFuture<'_, Option<Usage>>;
     /// All about it.
     fn inspect(&self, id: &ContainerId) -> Option<Inspect>;
     /// A connection to a port on the loopback of a network namespace; none: the host's.
@@ -123,6 +127,10 @@ impl Runtime for Engine {
             let failed = |error: &(dyn std::error::Error + 'static)| failure("failed to measure container", &id, error);
             self.containers().stats(&id, disk).await.map_err(|error| failed(&error))
         })
+    }
+
+    fn pod_usage(&self, uid: String) -> BoxFuture<'_, Option<Usage>> {
+        Box::pin(async move { self.owner_usage(&Owner::Pod(uid)).await.ok() })
     }
 
     fn inspect(&self, id: &ContainerId) -> Option<Inspect> {

@@ -14,7 +14,7 @@ mod certificate;
 mod delegate;
 mod judge;
 
-pub use attributes::subresources;
+pub use attributes::{subresources, verb};
 pub use certificate::user_of;
 pub use delegate::{AccessReview, Delegate, DelegateError, User};
 pub use judge::{Judge, Verdict};

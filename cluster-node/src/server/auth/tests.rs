@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use hyper::Method;
 
-use super::{AccessReview, Delegate, DelegateError, Judge, User, Verdict, attributes::verb, subresources};
+use super::{AccessReview, Delegate, DelegateError, Judge, User, Verdict, subresources, verb};
 
 #[derive(Default)]
 struct Fake {

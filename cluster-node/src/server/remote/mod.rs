@@ -15,9 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-pub use self::socket::{
-    Channel as SocketChannel, ChannelWriter, Channels as SocketChannels, Codec, accept, channels as socket_channels,
-};
+pub use self::socket::{Channel as SocketChannel, ChannelWriter, Codec, accept, channels as socket_channels};
 use self::{
     carry::{Channels, End, Sink},
     socket::Channel,
@@ -223,4 +221,20 @@ async fn tell(channels: Channels, end: End, as_json: bool) {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_asked_for() {
+        #[track_caller]
+        fn check(query: &str, want: Option<[bool; 4]>) {
+            let got = Streams::of(&Query::parse(query)).ok();
+            assert_eq!(got.map(|it| [it.stdin, it.stdout, it.stderr, it.tty]), want, "{query}");
+        }
+        check("input=1&output=1&error=1&command=sh", Some([true, true, true, false]));
+        check("output=1&error=1&tty=1", Some([false, true, false, true]));
+        check("error=1&tty=1", None);
+        check("output=true", None);
+        check("", None);
+    }
+}

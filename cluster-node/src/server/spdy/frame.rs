@@ -176,6 +176,12 @@ impl Decoder {
         }
     }
 
+    /// Whether more pieces of the last frame are to come.
+    #[cfg(test)]
+    pub fn is_within_data(&self) -> bool {
+        self.data.is_some()
+    }
+
     fn piece(&mut self, stream: u32, left: usize, fin: bool) -> Option<Frame> {
         let now = left.min(self.buffer.len()).min(MAX_PIECE);
         if now == 0 && left > 0 {

@@ -24,6 +24,7 @@ pub struct Headers(Vec<(String, String)>);
 
 impl Headers {
     /// Of names and values; names are brought to lower case.
+    #[cfg(test)]
     pub fn of(headers: &[(&str, &str)]) -> Self {
         Self(headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), (*value).to_owned())).collect())
     }

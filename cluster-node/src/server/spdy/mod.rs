@@ -19,11 +19,15 @@ mod headers;
 mod inbox;
 mod stream;
 
-pub use connection::{Connection, Driver, Ended, Gone, Limits};
+#[cfg(test)]
+pub use connection::Ended;
+pub use connection::{Connection, Gone, Limits};
+#[cfg(test)]
+pub use frame::Frame;
 pub use frame::ResetStatus;
 pub use headers::Headers;
 pub use inbox::{Filler, Inbox, inbox};
 pub use stream::{Stream, StreamWriter};
 
 #[cfg(test)]
-mod tests;
+pub(in crate::server) mod tests;

@@ -190,11 +190,21 @@ impl<I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Client<I> {
         self.io.flush().await.unwrap();
     }
 
-    /// The next frame; `None` at the end.
+    /// The next frame, whole; `None` at the end.
     pub async fn next(&mut self) -> Option<Frame> {
+        let mut whole = Vec::new();
         loop {
-            if let Some(frame) = self.decoder.next_frame().unwrap() {
-                return Some(frame);
+            match self.decoder.next_frame().unwrap() {
+                Some(Frame::Data { bytes, .. }) if self.decoder.is_within_data() => {
+                    whole.extend_from_slice(&bytes);
+                    continue;
+                }
+                Some(Frame::Data { stream, bytes, fin }) => {
+                    whole.extend_from_slice(&bytes);
+                    return Some(Frame::Data { stream, bytes: whole.into(), fin });
+                }
+                Some(frame) => return Some(frame),
+                None => {}
             }
             let read = timeout(Duration::from_secs(20), self.io.read_buf(self.decoder.buffer())).await;
             if read.expect("nothing came for 20 s").unwrap_or(0) == 0 {
