@@ -4,7 +4,6 @@
 
 use std::{fmt::Debug, time::Duration};
 
-use futures_util::future::BoxFuture;
 use k8s_openapi::{
     Resource,
     api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, Service},
@@ -12,6 +11,7 @@ use k8s_openapi::{
 use serde::de::DeserializeOwned;
 
 use super::ObjectError;
+use crate::api::{Api, Link};
 
 /// Largest object, bytes of its data: the limit of config maps and secrets.
 pub const MAX_OBJECT: usize = 1 << 20;
@@ -24,8 +24,16 @@ pub trait Connection: Send + Sync + 'static {
     fn client(&self) -> kube::Client;
     /// Whether the link is known to be down: then nobody waits for it who has a copy.
     fn is_down(&self) -> bool;
-    /// Returns once the link is not known to be down.
-    fn when_up(&self) -> BoxFuture<'_, ()>;
+}
+
+impl Connection for Api {
+    fn client(&self) -> kube::Client {
+        self.client()
+    }
+
+    fn is_down(&self) -> bool {
+        matches!(*self.link().borrow(), Link::Down { .. })
+    }
 }
 
 /// A kind of object that pods refer to.

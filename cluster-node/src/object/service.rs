@@ -178,11 +178,9 @@ impl Sink<Service> for Follower {
         self.show(services).await;
     }
 
-    fn failed(&self, error: &kube::Error, is_last: bool) {
-        if is_last {
-            let problem = problem_of(Service::WORD, &self.cell.scope.key(), error);
-            *self.cell.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
-        }
+    fn failed(&self, error: &kube::Error) {
+        let problem = problem_of(Service::WORD, &self.cell.scope.key(), error);
+        *self.cell.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
     }
 }
 

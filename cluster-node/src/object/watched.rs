@@ -270,10 +270,7 @@ impl<K: Kept> Sink<K> for Follower<K> {
         }
     }
 
-    fn failed(&self, error: &kube::Error, is_last: bool) {
-        if !is_last {
-            return;
-        }
+    fn failed(&self, error: &kube::Error) {
         let problem = problem_of(K::WORD, &self.cell.name, error);
         self.cell.view.send_if_modified(|view| {
             let is_news = matches!(view, View::Pending | View::Failed(_));

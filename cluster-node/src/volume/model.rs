@@ -41,7 +41,19 @@ pub struct Ready {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A folder or file.
-    Path(PathBuf),
+    Path {
+        /// Where.
+        path: PathBuf,
+        /// Made as an empty folder by the first container, where it is missing: a `hostPath` of no type.
+        create: bool,
+    },
+    /// An image, mounted when a container needs it.
+    Image {
+        /// Its name.
+        reference: String,
+        /// Where its files will be.
+        path: PathBuf,
+    },
     /// A block device, for `volumeDevices`.
     Device(PathBuf),
 }
