@@ -22,6 +22,7 @@ pub const QUEUE: usize = 4;
 
 /// What is wanted of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a parameter of the request")]
 pub struct Options {
     /// Goes on until the container ends.
     pub follow: bool,
@@ -209,12 +210,13 @@ pub async fn send(mut reader: Reader, options: Options, to: mpsc::Sender<io::Res
                 if !writer.text.is_empty() && to.send(Ok(writer.text.split().freeze())).await.is_err() {
                     return;
                 }
-                match ready {
-                    Some(next) => next,
-                    None => tokio::select! {
+                if let Some(next) = ready {
+                    next
+                } else {
+                    tokio::select! {
                         next = reader.next() => next,
                         () = to.closed() => return,
-                    },
+                    }
                 }
             }
         };

@@ -75,7 +75,7 @@ mod tests {
         .unwrap();
         assert_eq!(container_names(&pod), ["i", "c", "e"]);
         let pod = Arc::new(pod);
-        let value = serde_json::to_value(all(&[pod.clone()])).unwrap();
+        let value = serde_json::to_value(all(std::slice::from_ref(&pod))).unwrap();
         assert_eq!((value["kind"].as_str(), value["apiVersion"].as_str()), (Some("PodList"), Some("v1")));
         assert_eq!(value["items"][0]["metadata"]["name"], "p");
         let none = running(&[Running { pod, containers: vec![] }]);

@@ -22,7 +22,7 @@ use super::{
     remote::{self, Streams, Work},
     route::{Page, Route, Target, route},
     runtime::{Command, Process, Runtime},
-    stats::Observer,
+    stats::{self, Observer},
 };
 
 /// Sessions at a time: exec, attach, port-forward, and logs that are read.
@@ -81,13 +81,12 @@ impl Service {
     }
 
     async fn admit(&self, request: &Request<Incoming>, certified: Option<User>) -> Result<(), Answer> {
-        let user = match certified {
-            Some(user) => user,
-            None => {
-                let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-                let nobody = || answer::text(StatusCode::UNAUTHORIZED, "Unauthorized");
-                self.judge.bearer(header).await.ok_or_else(nobody)?
-            }
+        let user = if let Some(user) = certified {
+            user
+        } else {
+            let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let nobody = || answer::text(StatusCode::UNAUTHORIZED, "Unauthorized");
+            self.judge.bearer(header).await.ok_or_else(nobody)?
         };
         let subresources = auth::subresources(request.uri().path());
         let verb = auth::verb(request.method());
@@ -135,7 +134,7 @@ impl Service {
             Page::Cadvisor => observer.cadvisor_metrics().await,
             Page::Resource => observer.resource_metrics().await,
             Page::Probes => observer.probe_metrics(),
-            Page::Slis => observer.sli_metrics(&health::gauges(self.sources.directory.problem().as_deref())),
+            Page::Slis => stats::sli_metrics(&health::gauges(self.sources.directory.problem().as_deref())),
         };
         let mut answer = answer::text(StatusCode::OK, text);
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

@@ -388,7 +388,7 @@ async fn rest(client: &mut SpdyClient<TokioIo<Upgraded>>) -> std::collections::B
     while let Some(frame) = client.next().await {
         match frame {
             Frame::Data { stream, bytes, .. } => {
-                said.entry(stream).or_default().push_str(std::str::from_utf8(&bytes).unwrap())
+                said.entry(stream).or_default().push_str(std::str::from_utf8(&bytes).unwrap());
             }
             Frame::GoAway { .. } => break,
             _ => {}

@@ -103,15 +103,14 @@ async fn inward(
     // A process that has closed its input, or ended, is told nothing more; its output tells the rest.
     loop {
         tokio::select! {
-            typed = next(stdin) => match typed {
-                Some(bytes) => if input.write(bytes).await.is_err() {
+            typed = next(stdin) => if let Some(bytes) = typed {
+                if input.write(bytes).await.is_err() {
                     *stdin = None;
-                },
-                None => {
-                    *stdin = None;
-                    if close {
-                        let _ = input.close().await;
-                    }
+                }
+            } else {
+                *stdin = None;
+                if close {
+                    let _ = input.close().await;
                 }
             },
             text = next(resize) => match text {

@@ -46,6 +46,7 @@ const V1_BASE64: &str = "base64.channel.k8s.io";
 
 /// Which streams are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a parameter of the request")]
 pub struct Streams {
     /// The client types.
     pub stdin: bool,

@@ -218,7 +218,7 @@ async fn read<I: AsyncRead + AsyncWrite + Unpin>(
         let bytes = match message {
             Message::Binary(bytes) => bytes,
             Message::Text(text) => Bytes::from(text),
-            Message::Close(_) => continue, // The answer to it goes out with the next read, which is the last.
+            // Also of a goodbye: the answer to it goes out with the next read, which is the last.
             _ => continue,
         };
         match decode(codec, can_close, bytes) {

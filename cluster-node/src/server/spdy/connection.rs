@@ -367,7 +367,7 @@ impl Hands {
 
     fn admit(&self, stream: u32, headers: super::Headers) -> Result<Stream, ResetStatus> {
         let mut table = self.shared.table();
-        if stream % 2 == 0 || stream <= table.last {
+        if stream.is_multiple_of(2) || stream <= table.last {
             return Err(ResetStatus::PROTOCOL_ERROR);
         }
         table.last = stream;

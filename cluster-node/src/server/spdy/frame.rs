@@ -258,7 +258,7 @@ impl Encoder {
                 let mut content = words(&[*stream, 0]);
                 content.extend_from_slice(&[0, 0]); // Priority and slot.
                 content.extend_from_slice(&self.deflater.block(headers));
-                let flags = u8::from(*fin) * FIN | u8::from(*unidirectional) * UNIDIRECTIONAL;
+                let flags = (u8::from(*fin) * FIN) | (u8::from(*unidirectional) * UNIDIRECTIONAL);
                 control(out, 1, flags, &content);
             }
             Frame::SynReply { stream, headers, fin } => self.block(out, 2, *stream, headers, *fin),

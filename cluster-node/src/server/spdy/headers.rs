@@ -98,11 +98,11 @@ impl Inflater {
             match step {
                 Ok(Status::Ok | Status::BufError) if took == 0 && gave == 0 => break,
                 Ok(Status::Ok | Status::BufError) => {}
-                Ok(Status::StreamEnd) => return Err(FrameError::Headers),
                 Err(error) if error.needs_dictionary() == Some(DICTIONARY_ID) => {
                     self.0.set_dictionary(DICTIONARY).map_err(|_| FrameError::Headers)?;
                 }
-                Err(_) => return Err(FrameError::Headers),
+                // The stream goes on as long as the connection.
+                Ok(Status::StreamEnd) | Err(_) => return Err(FrameError::Headers),
             }
         }
         if !compressed.is_empty() {
@@ -119,7 +119,8 @@ pub(super) struct Deflater {
 }
 
 impl Deflater {
-    /// A block, as stored blocks of deflate.
+    /// A block, as stored blocks of deflate. The last is empty: from that, decoders know that all is there, and Go's hands
+    /// out nothing before.
     pub fn block(&mut self, headers: &Headers) -> Vec<u8> {
         let mut out = Vec::new();
         if !std::mem::replace(&mut self.begun, true) {
@@ -127,7 +128,8 @@ impl Deflater {
             out.extend_from_slice(&[0x78, 0x20]);
             out.extend_from_slice(&DICTIONARY_ID.to_be_bytes());
         }
-        for piece in headers.encode().chunks(MAX_STORED) {
+        let block = headers.encode();
+        for piece in block.chunks(MAX_STORED).chain([&[][..]]) {
             let length = u16::try_from(piece.len()).unwrap_or(u16::MAX);
             out.push(0); // Not the last, stored.
             out.extend_from_slice(&length.to_le_bytes());

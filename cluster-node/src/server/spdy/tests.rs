@@ -107,6 +107,18 @@ fn what_is_written_is_read() {
     assert_eq!(bytes, BY_GO[4..].iter().flat_map(|frame| unhex(frame)).collect::<Vec<u8>>());
 }
 
+/// Go's decoder hands out a block only when an empty one follows: without it, clients wait for ever for our reply.
+#[test]
+fn blocks_end_with_an_empty_one() {
+    let reply = |stream| Frame::SynReply { stream, headers: Headers::default(), fin: false };
+    let (mut encoder, mut bytes) = (Encoder::default(), Vec::new());
+    encoder.encode(&reply(1), &mut bytes);
+    assert_eq!(bytes, unhex("8003000200000018000000017820e3c6a7c2000400fbff00000000000000ffff"));
+    bytes.clear();
+    encoder.encode(&reply(3), &mut bytes);
+    assert_eq!(bytes, unhex("800300020000001200000003000400fbff00000000000000ffff"));
+}
+
 #[test]
 fn what_is_no_frame_is_refused() {
     #[track_caller]

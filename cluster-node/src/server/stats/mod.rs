@@ -29,6 +29,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
+pub use self::pages::sli_metrics;
 use self::{disk::Disks, node::Board, rate::Rates};
 use super::{directory::Directory, pods::container_names, runtime::Runtime};
 

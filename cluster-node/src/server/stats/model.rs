@@ -36,6 +36,7 @@ pub struct Summary {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_field_names, reason = "the names are those of the API")]
 pub struct Node {
     pub node_name: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -80,6 +81,7 @@ pub struct PodRef {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_field_names, reason = "the names are those of the API")]
 pub struct Pod {
     pub pod_ref: PodRef,
     pub start_time: Time,

@@ -78,17 +78,16 @@ impl Observer {
     pub fn probe_metrics(&self) -> String {
         (self.places.probes)()
     }
+}
 
-    /// Of health checks.
-    pub fn sli_metrics(&self, checks: &[(&'static str, bool)]) -> String {
-        let mut text = Text::default();
-        let mut family =
-            text.gauge("kubernetes_healthcheck", "This metric records the result of a single healthcheck.");
-        for (name, is_well) in checks {
-            family.add(&[("name", name), ("type", "healthz")], f64::from(u8::from(*is_well)), None);
-        }
-        text.finish()
+/// Of health checks.
+pub fn sli_metrics(checks: &[(&'static str, bool)]) -> String {
+    let mut text = Text::default();
+    let mut family = text.gauge("kubernetes_healthcheck", "This metric records the result of a single healthcheck.");
+    for (name, is_well) in checks {
+        family.add(&[("name", name), ("type", "healthz")], f64::from(u8::from(*is_well)), None);
     }
+    text.finish()
 }
 
 fn resource(look: &Look) -> String {
