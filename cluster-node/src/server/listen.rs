@@ -9,7 +9,6 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::timeout,
 };
@@ -18,21 +17,23 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     answer::{self, Answer},
     auth::{self, User},
+    door::{Bounds, Door, Stranger},
     service::Service,
 };
 
-/// Connections at a time; sessions that have taken one over are counted apart.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections at a time; sessions that have taken one over are counted apart. The API server makes one for each log that
+/// it follows.
+const BOUNDS: Bounds = Bounds { strangers: 128, of_one: 32, known: 512 };
 /// Those of the plain listener.
-const MAX_PLAIN: usize = 16;
+const PLAIN: Bounds = Bounds { strangers: 16, of_one: 16, known: 0 };
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a request's head may take, and how long a connection may wait for one.
 const HEAD: Duration = Duration::from_secs(120);
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 64 << 10;
-/// Most headers of a request.
-const MAX_HEADERS: usize = 64;
+/// Before the next try where nothing can be accepted: files are short, perhaps.
+const PAUSE: Duration = Duration::from_millis(200);
 /// How long what is under way may take when we stop.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -58,17 +59,23 @@ pub async fn bind(address: SocketAddr, what: &'static str, key: &'static str) ->
 /// Serves HTTPS until stopped.
 pub async fn https(listener: Arc<TcpListener>, tls: Arc<ServerConfig>, service: Arc<Service>, context: &Context) {
     let acceptor = TlsAcceptor::from(tls);
-    let each = move |stream: TcpStream| {
-        let (acceptor, service) = (acceptor.clone(), service.clone());
+    let door = Door::new(BOUNDS);
+    let each = |stream: TcpStream, stranger: Stranger| {
+        let (acceptor, service, door) = (acceptor.clone(), service.clone(), door.clone());
         async move {
             let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
             let (_, session) = stream.get_ref();
             let certificate = session.peer_certificates().and_then(|chain| chain.first());
-            let user = certificate.and_then(auth::user_of);
-            secure(stream, user, service).await;
+            if let Some(user) = certificate.and_then(auth::user_of) {
+                let Some(_place) = door.recognize(stranger) else { return };
+                secure(stream, Some(user), service).await;
+            } else {
+                secure(stream, None, service).await;
+                drop(stranger);
+            }
         }
     };
-    accept(&listener, MAX_CONNECTIONS, each, context).await;
+    accept(&listener, &door, each, context).await;
 }
 
 async fn secure<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: I, user: Option<User>, service: Arc<Service>) {
@@ -84,7 +91,7 @@ async fn secure<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: I, user:
 
 /// Serves the plain health page until stopped.
 pub async fn plain(listener: Arc<TcpListener>, service: Arc<Service>, context: &Context) {
-    let each = move |stream: TcpStream| {
+    let each = |stream: TcpStream, stranger: Stranger| {
         let service = service.clone();
         let answer = service_fn(move |request: Request<Incoming>| {
             let answer = healthz(&request, &service);
@@ -94,9 +101,10 @@ pub async fn plain(listener: Arc<TcpListener>, service: Arc<Service>, context: &
             if let Err(error) = builder().serve_connection(TokioIo::new(stream), answer).await {
                 tracing::debug!(%error, "a connection to the health page broke");
             }
+            drop(stranger);
         }
     };
-    accept(&listener, MAX_PLAIN, each, context).await;
+    accept(&listener, &Door::new(PLAIN), each, context).await;
 }
 
 fn healthz(request: &Request<Incoming>, service: &Service) -> Answer {
@@ -112,51 +120,38 @@ fn healthz(request: &Request<Incoming>, service: &Service) -> Answer {
 
 fn builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
     builder
 }
 
 /// Accepts connections until stopped; then lets those that are there finish, for a short while.
-async fn accept<F, Fut>(listener: &TcpListener, most: usize, each: F, context: &Context)
+async fn accept<F, Fut>(listener: &TcpListener, door: &Door, each: F, context: &Context)
 where
-    F: Fn(TcpStream) -> Fut,
+    F: Fn(TcpStream, Stranger) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let room = Arc::new(Semaphore::new(most));
     let mut connections = JoinSet::new();
-    while let Some((stream, permit)) = next(listener, &room, context).await {
+    loop {
+        let (stream, address) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection to the node's API");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            },
+            () = context.stop.cancelled() => break,
+        };
         while connections.try_join_next().is_some() {}
+        let Some(stranger) = door.admit(address.ip()) else {
+            tracing::debug!(%address, "a connection to the node's API is one too many");
+            continue;
+        };
         // It speaks in small pieces: one that waits for more would be seen.
         let _ = stream.set_nodelay(true);
-        let serving = each(stream);
-        connections.spawn(async move {
-            serving.await;
-            drop(permit);
-        });
+        connections.spawn(each(stream, stranger));
     }
     let _ = timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;
-}
-
-async fn next(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-    context: &Context,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let wait = async {
-        let permit = room.clone().acquire_owned().await.ok()?;
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => return Some((stream, permit)),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection to the node's API");
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-            }
-        }
-    };
-    tokio::select! {
-        connection = wait => connection,
-        () = context.stop.cancelled() => None,
-    }
 }

@@ -13,6 +13,7 @@
 mod answer;
 mod auth;
 mod directory;
+mod door;
 mod forward;
 mod health;
 mod listen;
@@ -41,6 +42,8 @@ pub use directory::{Directory, Instance, Instances, NoNetwork, VolumeDir};
 pub use listen::BindError;
 pub use runtime::{Command, Input, Process, Runtime, Said};
 pub use tls::TlsError;
+
+use crate::options::Options;
 
 use self::{
     auth::Judge,
@@ -72,6 +75,32 @@ pub struct Config {
     pub metrics: board::metrics::Metrics,
     /// Those of probes, in the text format of Prometheus.
     pub probes: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl Config {
+    /// Of the node's options; what the agent counts, and what its probes do, is given apart.
+    pub fn of(
+        options: &Options,
+        serving: Arc<dyn ResolvesServerCert>,
+        client_ca: Vec<CertificateDer<'static>>,
+        configuration: serde_json::Value,
+        metrics: board::metrics::Metrics,
+        probes: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Self {
+        Self {
+            node: options.name.clone(),
+            listen: options.listen,
+            healthz: options.healthz,
+            serving,
+            client_ca,
+            node_dir: options.kubelet_dir.clone(),
+            image_dir: options.data_dir.clone(),
+            log_dir: options.log_dir.clone(),
+            configuration,
+            metrics,
+            probes,
+        }
+    }
 }
 
 /// There is no server.

@@ -204,3 +204,36 @@ fn connect_here(port: u16) -> io::Result<std::net::TcpStream> {
         io::Error::new(v4.kind(), text)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, net::TcpListener, process::Command as Program};
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// Needs root and `ip`, as all tests of networks do.
+    #[tokio::test]
+    async fn a_server_on_the_loopback_of_a_pod_is_reached_and_only_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("pod");
+        let made = netns::create(Some(&at), |_| {
+            Program::new("ip").args(["link", "set", "lo", "up"]).status()?;
+            TcpListener::bind("127.0.0.1:0")
+        });
+        let (_namespace, listener) = made.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving =
+            tokio::task::spawn_blocking(move || listener.accept().and_then(|(mut it, _)| it.write_all(b"pod")));
+        let mut said = String::new();
+        dial(Some(at.clone()), port).await.unwrap().read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "pod");
+        serving.await.unwrap().unwrap();
+        let error = dial(None, port).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("failed to connect to localhost:{port} inside namespace")), "{error}");
+        netns::release(&at).unwrap();
+        let error = dial(Some(at), port).await.unwrap_err().to_string();
+        assert!(error.contains("failed to open network namespace"), "{error}");
+    }
+}

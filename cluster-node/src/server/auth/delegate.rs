@@ -9,8 +9,13 @@ use k8s_openapi::api::{
 };
 use kube::api::PostParams;
 
+use crate::api::{Api, Link};
+
 /// Longest wait for the API server: a request to this node waits for it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same where it did not answer the last time: what is remembered is good enough then, and a scraper of metrics on the
+/// board itself does not wait for ten seconds.
+const PATIENCE_DOWN: Duration = Duration::from_secs(1);
 
 /// Who asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -56,7 +61,7 @@ pub trait Delegate: Send + Sync + 'static {
     fn access(&self, user: User, review: AccessReview) -> BoxFuture<'_, Result<bool, DelegateError>>;
 }
 
-impl Delegate for kube::Client {
+impl Delegate for Api {
     fn token(&self, token: String) -> BoxFuture<'_, Result<Option<User>, DelegateError>> {
         Box::pin(async move {
             let spec = TokenReviewSpec { token, ..TokenReviewSpec::default() };
@@ -100,7 +105,7 @@ impl Delegate for kube::Client {
     }
 }
 
-async fn ask<K>(client: &kube::Client, review: &K) -> Result<K, DelegateError>
+async fn ask<K>(api: &Api, review: &K) -> Result<K, DelegateError>
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
         + Clone
@@ -108,9 +113,11 @@ where
         + serde::de::DeserializeOwned
         + std::fmt::Debug,
 {
-    let api: kube::Api<K> = kube::Api::all(client.clone());
+    let is_down = matches!(&*api.link().borrow(), Link::Down { .. });
+    let patience = if is_down { PATIENCE_DOWN } else { PATIENCE };
+    let reviews: kube::Api<K> = kube::Api::all(api.client());
     let parameters = PostParams::default();
-    match tokio::time::timeout(PATIENCE, api.create(&parameters, review)).await {
+    match tokio::time::timeout(patience, reviews.create(&parameters, review)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) if status.code < 500 && status.code != 429 => {
             Err(DelegateError::Refused(status.message.chars().take(400).collect()))

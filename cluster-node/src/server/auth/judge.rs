@@ -6,7 +6,7 @@ use std::{
 };
 
 use base64::Engine as _;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     AccessReview, Delegate, DelegateError, User,
@@ -23,6 +23,8 @@ const ALLOWED_LIFE: Duration = Duration::from_secs(300);
 const DENIED_LIFE: Duration = Duration::from_secs(30);
 /// Longest token: they are headers, and a service account's has about 1 KiB.
 const MAX_TOKEN: usize = 16 << 10;
+/// Reviews of tokens at a time.
+const REVIEWS: usize = 8;
 /// Verdicts remembered of each kind.
 const REMEMBERED: usize = 1024;
 /// The user of the API server's client certificate for kubelets, as kubeadm makes it.
@@ -48,12 +50,20 @@ pub struct Judge {
     delegate: Arc<dyn Delegate>,
     tokens: Mutex<Cache<TokenKey, Option<User>>>,
     access: Mutex<Cache<AccessKey, bool>>,
+    /// Reviews of tokens that are under way: strangers with many tokens must not keep the API server busy.
+    reviews: Semaphore,
 }
 
 impl Judge {
     /// A judge for the node of that name.
     pub fn new(node: String, delegate: Arc<dyn Delegate>) -> Self {
-        Self { node, delegate, tokens: Mutex::new(Cache::new(REMEMBERED)), access: Mutex::new(Cache::new(REMEMBERED)) }
+        Self {
+            node,
+            delegate,
+            tokens: Mutex::new(Cache::new(REMEMBERED)),
+            access: Mutex::new(Cache::new(REMEMBERED)),
+            reviews: Semaphore::new(REVIEWS),
+        }
     }
 
     /// The user of an `Authorization` header; `None`: nobody is.
@@ -64,7 +74,10 @@ impl Judge {
         if let Some(Remembered::Fresh(user)) = known {
             return user;
         }
-        match self.delegate.token(token.to_owned()).await {
+        let turn = self.reviews.acquire().await;
+        let reviewed = self.delegate.token(token.to_owned()).await;
+        drop(turn);
+        match reviewed {
             Ok(user) => {
                 let user = user.filter(|user| !user.name.is_empty());
                 let life = if user.is_some() { TOKEN_LIFE } else { BAD_TOKEN_LIFE };

@@ -85,6 +85,9 @@ pub(super) struct Look {
     pub time_ns: i64,
     pub board: Board,
     pub rate: Option<u64>,
+    /// The agent itself.
+    pub own: Usage,
+    pub own_rate: Option<u64>,
     pub pods: Vec<SeenPod>,
 }
 
@@ -136,12 +139,14 @@ impl Observer {
         let pods: Vec<_> = self.directory.pods().into_iter().map(|pod| self.pod(pod)).collect();
         let pods: Vec<SeenPod> =
             futures_util::stream::iter(pods).buffered(AT_ONCE).filter_map(std::future::ready).collect().await;
-        let board = tokio::task::spawn_blocking(node::board).await.unwrap_or_default();
+        let read = tokio::task::spawn_blocking(|| (node::board(), node::own()));
+        let (board, own) = read.await.unwrap_or_default();
         let time_ns = now_ns();
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         rates.forget(time_ns);
         let rate = rates.look("", time_ns, board.usage.cpu.usage_us);
-        Look { time_ns, board, rate, pods }
+        let own_rate = rates.look("own", time_ns, own.cpu.usage_us);
+        Look { time_ns, board, rate, own, own_rate, pods }
     }
 
     async fn pod(&self, pod: Arc<Pod>) -> Option<SeenPod> {

@@ -58,6 +58,25 @@ pub fn board() -> Board {
     }
 }
 
+/// What this process uses.
+pub fn own() -> Usage {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let mut usage = Usage::default();
+    usage.cpu.usage_us = own_cpu_us(&read("/proc/self/stat")).unwrap_or_default();
+    let memory = board::sys::memory();
+    usage.memory.usage = memory.pss;
+    usage.memory.working_set = memory.pss;
+    usage.memory.anon = memory.anonymous;
+    usage
+}
+
+/// Behind the name in brackets: user time is the twelfth word, system time the next.
+fn own_cpu_us(stat: &str) -> Option<u64> {
+    let words: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let ticks = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok());
+    Some((ticks(11)? + ticks(12)?) * (1_000_000 / TICKS))
+}
+
 /// µs, exact; of version 2 or 1.
 fn root_cpu_us() -> Option<u64> {
     let v2 = fs::read_to_string("/sys/fs/cgroup/cpu.stat").ok();
@@ -194,6 +213,8 @@ mod tests {
         assert_eq!(booted(stat), Some(1_700_000_000));
         assert_eq!(tasks_of("0.00 0.01 0.05 2/345 6789\n"), Some(345));
         assert_eq!(tasks_of("?"), None);
+        let own = "42 (edge) agent) S 1 42 42 0 -1 4194560 1 0 0 0 30 12 0 0 20 0 8 0 1 1 1";
+        assert_eq!(own_cpu_us(own), Some(42 * 10_000));
         let route = "Iface\tDestination\tGateway\neth1\t0002A8C0\t00000000\neth0\t00000000\t0102A8C0\n";
         assert_eq!(default_interface(route).as_deref(), Some("eth0"));
         assert_eq!(default_interface(""), None);
@@ -223,7 +244,8 @@ mod tests {
 
     #[test]
     fn this_machine_is_measured() {
-        let board = board();
+        let (board, own) = (board(), own());
+        assert!(own.memory.working_set > 1 << 20);
         assert!(board.usage.cpu.usage_us > 0 && board.usage.memory.working_set > 0 && board.booted_ns > 0);
         let fs = file_system(Path::new("/"), Time::ns(0)).unwrap();
         assert!(fs.capacity_bytes > Some(0) && fs.inodes_used.is_some());

@@ -174,32 +174,30 @@ fn is_other(own: &Fs, node: &Fs) -> bool {
     (own.capacity_bytes, own.inodes) != (node.capacity_bytes, node.inodes)
 }
 
-/// All pods together, which is what the board's pods may use less what others do.
+/// The agent itself, and all pods together.
 fn system_containers(look: &Look) -> Vec<model::Container> {
-    if look.pods.is_empty() {
-        return Vec::new();
-    }
     let time = Time::ns(look.time_ns);
     let mut all = container_engine::cgroup::Usage::default();
     let mut rate = Some(0_u64);
     for pod in &look.pods {
         all.cpu.usage_us += pod.usage.cpu.usage_us;
         all.memory.usage += pod.usage.memory.usage;
-        all.memory.working_set += super::model::working_set(&pod.usage);
+        all.memory.working_set += model::working_set(&pod.usage);
         all.memory.anon += pod.usage.memory.anon;
         all.memory.page_faults += pod.usage.memory.page_faults;
         all.memory.major_page_faults += pod.usage.memory.major_page_faults;
         all.memory.swap += pod.usage.memory.swap;
         rate = rate.zip(pod.rate).map(|(all, one)| all.saturating_add(one));
     }
-    vec![model::Container {
-        name: "pods".to_owned(),
+    let of = |name: &str, usage, rate| model::Container {
+        name: name.to_owned(),
         start_time: Time::ns(look.board.booted_ns),
-        cpu: model::cpu(&all, time, rate),
-        memory: model::memory(&all, time),
+        cpu: model::cpu(usage, time, rate),
+        memory: model::memory(usage, time),
         io: None,
         rootfs: None,
         logs: None,
         swap: None,
-    }]
+    };
+    vec![of("kubelet", &look.own, look.own_rate), of("pods", &all, rate)]
 }
