@@ -15,6 +15,8 @@ mod reference;
 mod seal;
 mod service;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod token;
 mod watched;

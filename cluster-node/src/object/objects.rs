@@ -237,11 +237,6 @@ impl Objects {
         Ok(volume)
     }
 
-    /// A client, and whether it is of use now: for the few other requests that volumes need.
-    pub(crate) fn client(&self) -> Option<kube::Client> {
-        (!self.0.connection.is_down()).then(|| self.0.connection.client())
-    }
-
     /// Pods whose objects changed or whose tokens are to be renewed: their volumes are to be refreshed.
     pub fn changes(&self) -> ChangedPods {
         self.0.changes.clone()

@@ -28,8 +28,12 @@ pub fn of(pod: &Pod) -> References {
         found.secret(Some(&secret.name));
     }
     for (env, from) in environments(spec) {
-        env.iter().for_each(|it| found.variable(it));
-        from.iter().for_each(|it| found.variables(it));
+        for variable in env {
+            found.variable(variable);
+        }
+        for source in from {
+            found.variables(source);
+        }
     }
     let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
     for volume in spec.volumes.iter().flatten() {

@@ -202,9 +202,10 @@ impl<K: Kept> Follower<K> {
             View::Present(object) => {
                 let known = K::kept(&self.cache, namespace, name);
                 let version = |it: &K| it.meta().resource_version.clone();
-                match known.is_some_and(|known| version(&known).is_some() && version(&known) == version(object)) {
-                    true => Ok(()),
-                    false => object.keep(&self.cache, namespace, name).await,
+                if known.is_some_and(|known| version(&known).is_some() && version(&known) == version(object)) {
+                    Ok(())
+                } else {
+                    object.keep(&self.cache, namespace, name).await
                 }
             }
             View::Absent => K::forget(&self.cache, namespace, name).await,
@@ -217,9 +218,8 @@ impl<K: Kept> Follower<K> {
         let before = cell.view.send_replace(next);
         let now = cell.view.borrow().clone();
         let differs = match (&before, &now) {
-            (View::Pending | View::Failed(_), _) => false,
+            (View::Pending | View::Failed(_), _) | (View::Absent, View::Absent) => false,
             (View::Present(_), View::Present(_)) => Cell::<K>::version(&before) != Cell::<K>::version(&now),
-            (View::Absent, View::Absent) => false,
             _ => true,
         };
         if differs | cell.is_awaited.swap(false, Ordering::AcqRel) {
@@ -238,13 +238,11 @@ impl<K: Kept> Follower<K> {
 impl<K: Kept> Sink<K> for Follower<K> {
     async fn listed(&self, objects: Vec<K>) -> bool {
         let name = Some(&self.cell.name);
-        match objects.into_iter().find(|it| it.meta().name.as_ref() == name) {
-            Some(object) => self.set(object).await,
-            None => {
-                self.show(View::Absent).await;
-                false
-            }
+        if let Some(object) = objects.into_iter().find(|it| it.meta().name.as_ref() == name) {
+            return self.set(object).await;
         }
+        self.show(View::Absent).await;
+        false
     }
 
     async fn set(&self, object: K) -> bool {

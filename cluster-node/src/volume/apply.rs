@@ -55,7 +55,8 @@ pub fn set_up(
         Setup::Nfs(export) => {
             let path = at(place::NFS)?;
             make(&path)?;
-            let address = address.ok_or_else(|| Problem::Missing("the NFS server's address is not known".to_owned()))?;
+            let address =
+                address.ok_or_else(|| Problem::Missing("the NFS server's address is not known".to_owned()))?;
             nfs::set_up(&path, export, address)?;
             Ok(is_path(path))
         }
@@ -67,9 +68,7 @@ pub fn set_up(
             Ok(is_path(path))
         }
         Setup::Device(path) => Ok(Source::Device(path.clone())),
-        Setup::Image(reference) => {
-            Ok(Source::Image { reference: reference.clone(), path: at(place::IMAGE)? })
-        }
+        Setup::Image(reference) => Ok(Source::Image { reference: reference.clone(), path: at(place::IMAGE)? }),
     }
 }
 
@@ -149,9 +148,9 @@ impl Local<'_> {
         let kind = self.kind.filter(|kind| !kind.is_empty()).unwrap_or("ext4");
         let from = self.from.to_string_lossy();
         mount::mount(&from, target, kind, flags, &self.options.join(",")).map_err(|error| match error {
-            Problem::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => Problem::Missing(format!(
-                "{from:?} holds no {kind} file system, and none is made here: format it, or set fsType"
-            )),
+            Problem::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => Problem::Missing(
+                format!("{from:?} holds no {kind} file system, and none is made here: format it, or set fsType"),
+            ),
             error => error,
         })
     }

@@ -134,7 +134,8 @@ fn fill(folder: &Path, payload: &Payload, group: Option<u32>) -> Result<(), Prob
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                     other => other.map_err(Problem::io("make", dir))?,
                 }
-                fs::set_permissions(dir, Permissions::from_mode(0o755)).map_err(Problem::io("change the mode of", dir))?;
+                fs::set_permissions(dir, Permissions::from_mode(0o755))
+                    .map_err(Problem::io("change the mode of", dir))?;
                 set_group(dir, group, GROUP_DIR)?;
             }
         }

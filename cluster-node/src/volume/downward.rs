@@ -122,7 +122,11 @@ fn resource_of(
     let divisor = selector.divisor.as_ref().map_or(Ok(Amount::ZERO), read)?;
     let divisor = if divisor == Amount::ZERO { Amount::ONE } else { divisor };
     // CPU is counted in thousandths, everything else in whole bytes.
-    let divided = if resource == "cpu" { amount.milli().ceil_div(divisor.milli()) } else { amount.whole().ceil_div(divisor.whole()) };
+    let divided = if resource == "cpu" {
+        amount.milli().ceil_div(divisor.milli())
+    } else {
+        amount.whole().ceil_div(divisor.whole())
+    };
     Ok(divided.to_string())
 }
 
@@ -172,7 +176,11 @@ mod tests {
             };
             let node = [("cpu", "4"), ("memory", "1Gi")];
             let node = node.map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).into();
-            assert_eq!(resource_of(&pod(), &selector, &node).ok().as_deref(), want, "{container} {resource} {divisor:?}");
+            assert_eq!(
+                resource_of(&pod(), &selector, &node).ok().as_deref(),
+                want,
+                "{container} {resource} {divisor:?}"
+            );
         }
         check("c", "limits.cpu", None, Some("2")); // Rounded up.
         check("c", "limits.cpu", Some("1m"), Some("1500"));

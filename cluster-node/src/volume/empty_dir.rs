@@ -35,13 +35,12 @@ pub fn medium_of(source: &EmptyDirVolumeSource, pod: &Pod, facts: &Facts) -> Res
     match source.medium.as_deref().unwrap_or_default() {
         "" => Ok(Medium::Disk),
         "Memory" => Ok(Medium::Memory { size: memory_size(limit_of(source)?, pod, facts) }),
-        medium => match medium.strip_prefix("HugePages") {
-            Some(size) => Ok(Medium::HugePages { page: page_of(size, pod)? }),
-            None => {
-                let shown: String = medium.chars().take(64).collect();
-                Err(Problem::Invalid(format!("unknown storage medium {shown:?}")))
-            }
-        },
+        medium => {
+            let shown: String = medium.chars().take(64).collect();
+            let unknown = || Problem::Invalid(format!("unknown storage medium {shown:?}"));
+            let size = medium.strip_prefix("HugePages").ok_or_else(unknown)?;
+            Ok(Medium::HugePages { page: page_of(size, pod)? })
+        }
     }
 }
 
@@ -78,17 +77,21 @@ fn page_of(suffix: &str, pod: &Pod) -> Result<u64, Problem> {
         let mut sizes = asked.iter();
         return match (sizes.next(), sizes.next()) {
             (Some(size), None) => Ok(*size),
-            (None, _) => Err(Problem::Invalid("hugePages storage requested, but there is no resource request for huge pages".to_owned())),
-            (Some(_), Some(_)) => {
-                Err(Problem::Invalid("medium HugePages can't be used if container(s) request multiple huge page sizes".to_owned()))
-            }
+            (None, _) => Err(Problem::Invalid(
+                "hugePages storage requested, but there is no resource request for huge pages".to_owned(),
+            )),
+            (Some(_), Some(_)) => Err(Problem::Invalid(
+                "medium HugePages can't be used if container(s) request multiple huge page sizes".to_owned(),
+            )),
         };
     }
     let size = suffix.strip_prefix('-').and_then(Amount::parse).map(Amount::bytes).filter(|size| *size > 0);
     let shown: String = suffix.chars().take(64).collect();
     let size = size.ok_or_else(|| Problem::Invalid(format!("unknown storage medium \"HugePages{shown}\"")))?;
     if !asked.contains(&size) {
-        return Err(Problem::Invalid(format!("medium \"HugePages{shown}\" is used, but no container requests huge pages of that size")));
+        return Err(Problem::Invalid(format!(
+            "medium \"HugePages{shown}\" is used, but no container requests huge pages of that size"
+        )));
     }
     Ok(size)
 }
@@ -148,7 +151,9 @@ mod tests {
         let containers: Vec<_> = containers.map(|it| json!({ "name": "c", "resources": it })).collect();
         let pod = serde_json::from_value(json!({ "metadata": {}, "spec": { "containers": containers } })).unwrap();
         let mut facts = Facts::default();
-        facts.allocatable.insert("memory".into(), k8s_openapi::apimachinery::pkg::api::resource::Quantity("1Gi".into()));
+        facts
+            .allocatable
+            .insert("memory".into(), k8s_openapi::apimachinery::pkg::api::resource::Quantity("1Gi".into()));
         let got = medium_of(&serde_json::from_value(source).unwrap(), &pod, &facts);
         match (got, want) {
             (Ok(got), Ok(want)) => assert_eq!(got, want),

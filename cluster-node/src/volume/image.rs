@@ -30,7 +30,8 @@ pub async fn set_up(engine: &Engine, uid: &str, volume: &str, reference: &str, p
         ids.iter().enumerate().map(|(n, id)| snapshots.layer(id, &ids[..n])).collect()
     });
     let layers = found.await.ok().flatten();
-    let layers = layers.ok_or_else(|| Problem::Missing(format!("a layer of image {reference} is not unpacked: it is pulled again")))?;
+    let layers = layers
+        .ok_or_else(|| Problem::Missing(format!("a layer of image {reference} is not unpacked: it is pulled again")))?;
     let dir = path.to_owned();
     let made = tokio::task::spawn_blocking(move || board::durable::create_dir_all(&dir, 0o755)).await;
     made.map_err(std::io::Error::other).and_then(|it| it).map_err(Problem::io("make", path))?;

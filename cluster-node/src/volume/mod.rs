@@ -23,6 +23,8 @@ mod persistent;
 mod place;
 mod quantity;
 mod sub_path;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod usage;
 mod volumes;

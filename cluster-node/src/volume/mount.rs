@@ -5,11 +5,11 @@
 //! Elsewhere: mounts inside containers (`container_engine::runtime`).
 
 use std::{
-    ffi::{CString, OsStr, OsString},
+    ffi::{CString, OsString},
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::ffi::{OsStrExt, OsStringExt},
+        unix::ffi::OsStringExt,
     },
     path::{Path, PathBuf},
 };
@@ -63,16 +63,14 @@ fn unescape(word: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(word.len());
     let mut at = 0;
     while let Some(&byte) = word.get(at) {
-        let digits = word.get(at + 1..at + 4).filter(|it| byte == b'\\' && it.iter().all(|d| (b'0'..=b'7').contains(d)));
-        match digits {
-            Some(digits) => {
-                out.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
-                at += 4;
-            }
-            None => {
-                out.push(byte);
-                at += 1;
-            }
+        let digits =
+            word.get(at + 1..at + 4).filter(|it| byte == b'\\' && it.iter().all(|d| (b'0'..=b'7').contains(d)));
+        if let Some(digits) = digits {
+            out.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
+            at += 4;
+        } else {
+            out.push(byte);
+            at += 1;
         }
     }
     out
@@ -153,7 +151,8 @@ pub fn unmount(target: &Path) -> Result<(), Problem> {
 /// Unmounts everything at and below `root`, the last made first.
 pub fn unmount_below(root: &Path) -> Result<(), Problem> {
     for _ in 0..ROUNDS {
-        let mut below: Vec<PathBuf> = list()?.into_iter().map(|it| it.target).filter(|it| it.starts_with(root)).collect();
+        let mut below: Vec<PathBuf> =
+            list()?.into_iter().map(|it| it.target).filter(|it| it.starts_with(root)).collect();
         if below.is_empty() {
             return Ok(());
         }
@@ -171,21 +170,17 @@ pub fn real(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// The source of a mount as text.
-pub fn text(source: &OsStr) -> String {
-    String::from_utf8_lossy(source.as_bytes()).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn lines_of_mountinfo() {
-        let line = b"36 35 98:0 /mnt1 /a\\040b/\\134x rw,noatime master:1 shared:2 - ext3 /dev/ro\\040ot rw,errors=continue";
+        let line =
+            b"36 35 98:0 /mnt1 /a\\040b/\\134x rw,noatime master:1 shared:2 - ext3 /dev/ro\\040ot rw,errors=continue";
         let mount = parse(line).unwrap();
         assert_eq!(mount.target, Path::new("/a b/\\x"));
-        assert_eq!((mount.kind.as_str(), text(&mount.source).as_str()), ("ext3", "/dev/ro ot"));
+        assert_eq!((mount.kind.as_str(), mount.source.to_str().unwrap()), ("ext3", "/dev/ro ot"));
         assert_eq!(mount.options, "rw,errors=continue");
         for bad in [&b""[..], b"36 35", b"1 2 3 4 5 6 7 8", b"1 2 3 4 5 6 -", b"1 2 3 4 5 6 - ext3"] {
             assert_eq!(parse(bad), None);

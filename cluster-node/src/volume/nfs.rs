@@ -41,7 +41,8 @@ pub async fn resolve(server: &str) -> Result<IpAddr, Problem> {
     let shown: String = name.chars().take(253).collect();
     let unknown = |why: String| Problem::Missing(format!("NFS server {shown:?} has no address: {why}"));
     let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((name, 2049u16))).await;
-    let found = found.map_err(|_| unknown("no answer in time".to_owned()))?.map_err(|error| unknown(error.to_string()))?;
+    let found =
+        found.map_err(|_| unknown("no answer in time".to_owned()))?.map_err(|error| unknown(error.to_string()))?;
     found.map(|it| it.ip()).next().ok_or_else(|| unknown("none was found".to_owned()))
 }
 
@@ -98,13 +99,14 @@ fn tries(export: &Export, address: IpAddr) -> Result<Vec<Try>, Problem> {
             "vers" | "nfsvers" => version = Some(value.to_owned()),
             // Those are found out, and not for a pod to choose.
             "addr" | "clientaddr" | "mountaddr" => return bad("addresses are no options"),
-            _ if option.bytes().all(|byte| byte.is_ascii_graphic()) && option.len() <= 256 => data.push(option.to_owned()),
+            _ if option.bytes().all(|byte| byte.is_ascii_graphic()) && option.len() <= 256 => {
+                data.push(option.to_owned());
+            }
             _ => return bad("an option has characters that no option has"),
         }
     }
     let versions: Vec<&str> = match version.as_deref() {
-        None => vec!["4.2", "4.1", "4.0"],
-        Some("4") => vec!["4.2", "4.1", "4.0"],
+        None | Some("4") => vec!["4.2", "4.1", "4.0"],
         Some(one @ ("4.2" | "4.1" | "4.0" | "3")) => vec![one],
         Some(_) => return bad("versions are 3, 4, 4.0, 4.1 and 4.2"),
     };

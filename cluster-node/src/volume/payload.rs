@@ -85,12 +85,7 @@ impl Payload {
 }
 
 /// Files of a config map: all keys, or the items'.
-pub fn of_config_map(
-    object: &ConfigMap,
-    items: &[KeyToPath],
-    mode: u32,
-    optional: bool,
-) -> Result<Payload, Problem> {
+pub fn of_config_map(object: &ConfigMap, items: &[KeyToPath], mode: u32, optional: bool) -> Result<Payload, Problem> {
     let text = object.data.iter().flatten().map(|(key, value)| (key.as_str(), value.as_bytes()));
     let binary = object.binary_data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.as_slice()));
     // Text before binary, where a key is in both.

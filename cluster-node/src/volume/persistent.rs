@@ -5,7 +5,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, Pod, Volume,
+    NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
+    Volume,
 };
 
 use super::{
@@ -47,30 +48,36 @@ pub fn plan(
     labels: &BTreeMap<String, String>,
 ) -> Result<Planned, Problem> {
     let name = pv.metadata.name.clone().unwrap_or_default();
-    let none = Default::default();
+    let none = PersistentVolumeSpec::default();
     let spec = pv.spec.as_ref().unwrap_or(&none);
     let holder = spec.claim_ref.as_ref().and_then(|it| it.uid.clone()).unwrap_or_default();
     if holder.is_empty() || Some(&holder) != claim.metadata.uid.as_ref() {
         let claim = claim.metadata.name.clone().unwrap_or_default();
-        return Err(Problem::Missing(format!("persistentvolume {name:?} is not bound to claim {claim:?}: its claimRef has another uid")));
+        return Err(Problem::Missing(format!(
+            "persistentvolume {name:?} is not bound to claim {claim:?}: its claimRef has another uid"
+        )));
     }
     let terms = spec.node_affinity.as_ref().and_then(|it| it.required.as_ref()).map(|it| &it.node_selector_terms);
     if terms.is_some_and(|terms| !terms.iter().any(|term| is_term_met(term, labels))) {
-        return Err(Problem::Invalid("MountVolume.NodeAffinity check failed: no matching NodeSelectorTerms".to_owned()));
+        return Err(Problem::Invalid(
+            "MountVolume.NodeAffinity check failed: no matching NodeSelectorTerms".to_owned(),
+        ));
     }
     let is_block = spec.volume_mode.as_deref() == Some("Block");
     let options = spec.mount_options.clone().unwrap_or_default();
     let setup = if let Some(local) = &spec.local {
         check_path(&local.path)?;
-        match is_block {
-            true => Setup::Device(host_path::check(&local.path, "BlockDevice")?),
-            false => Setup::Local { path: local.path.clone().into(), kind: local.fs_type.clone(), options },
+        if is_block {
+            Setup::Device(host_path::check(&local.path, "BlockDevice")?)
+        } else {
+            Setup::Local { path: local.path.clone().into(), kind: local.fs_type.clone(), options }
         }
     } else if let Some(host) = &spec.host_path {
         let kind = host.type_.as_deref().unwrap_or_default();
-        match is_block {
-            true => Setup::Device(host_path::check(&host.path, "BlockDevice")?),
-            false => Setup::Host { path: host.path.clone(), kind: kind.to_owned() },
+        if is_block {
+            Setup::Device(host_path::check(&host.path, "BlockDevice")?)
+        } else {
+            Setup::Host { path: host.path.clone(), kind: kind.to_owned() }
         }
     } else if let Some(source) = &spec.nfs {
         let read_only = read_only || source.read_only == Some(true);
@@ -79,7 +86,8 @@ pub fn plan(
     } else if let Some(csi) = &spec.csi {
         return Err(no_driver(&csi.driver));
     } else {
-        let message = format!("no volume plugin matched: persistentvolume {name:?} is of a kind that this node does not have");
+        let message =
+            format!("no volume plugin matched: persistentvolume {name:?} is of a kind that this node does not have");
         return Err(Problem::Unsupported(message));
     };
     let groups = pv.metadata.annotations.as_ref().and_then(|it| it.get("pv.beta.kubernetes.io/gid"));
@@ -96,7 +104,9 @@ pub fn no_driver(driver: &str) -> Problem {
 fn check_path(path: &str) -> Result<(), Problem> {
     let is_good = path.starts_with('/') && !path.contains('\0');
     let is_good = is_good && !Path::new(path).components().any(|it| it.as_os_str() == "..");
-    is_good.then_some(()).ok_or_else(|| Problem::Invalid("the path of a local volume must be absolute and without \"..\"".to_owned()))
+    is_good
+        .then_some(())
+        .ok_or_else(|| Problem::Invalid("the path of a local volume must be absolute and without \"..\"".to_owned()))
 }
 
 /// All requirements of a term; fields of the node are not known here but for its name, which is also a label.
@@ -200,7 +210,8 @@ mod tests {
         fn check(expression: Value, want: bool) {
             let terms = json!([{ "matchExpressions": [{ "key": "none", "operator": "Exists" }] },
                 { "matchExpressions": [expression] }]);
-            let spec = json!({ "local": { "path": "/x" }, "nodeAffinity": { "required": { "nodeSelectorTerms": terms } } });
+            let spec =
+                json!({ "local": { "path": "/x" }, "nodeAffinity": { "required": { "nodeSelectorTerms": terms } } });
             assert_eq!(plan_of(spec).is_ok(), want);
         }
         check(json!({ "key": "zone", "operator": "In", "values": ["a", "b"] }), true);

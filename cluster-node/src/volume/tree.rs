@@ -27,6 +27,8 @@ use super::{Problem, VolumeUsage};
 
 /// Paths longer than this are shortened by moving the folder up before it is removed.
 const LONG_PATH: usize = 2048;
+/// Paths beyond this are not followed: the memory for them would be the container's to choose.
+const LONGEST_PATH: usize = 64 << 10;
 /// Entries that are measured; a tree with more is at least as large as found by then.
 const MAX_MEASURED: u64 = 2_000_000;
 
@@ -48,11 +50,25 @@ impl Root {
         Ok(Self { fd: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
     }
 
-    /// Opens a folder below, by a path without links and mounts in it.
+    /// Opens a folder below, by a path without links and mounts in it. One that is longer than the kernel takes is gone along
+    /// in pieces.
     fn dir(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), inside())
+        if path.as_os_str().len() > LONGEST_PATH {
+            return Err(Errno::NAMETOOLONG);
+        }
+        let mut at: Option<OwnedFd> = None;
+        let (mut piece, mut parts) = (PathBuf::from("."), path.components().peekable());
+        loop {
+            while let Some(part) = parts.next_if(|_| piece.as_os_str().len() < LONG_PATH) {
+                piece.push(part);
+            }
+            let next = open_dir(at.as_ref().unwrap_or(&self.fd), &piece)?;
+            if parts.peek().is_none() {
+                return Ok(next);
+            }
+            at = Some(next);
+            piece = PathBuf::from(".");
+        }
     }
 
     fn problem(&self, action: &'static str, path: &Path, errno: Errno) -> Problem {
@@ -62,6 +78,11 @@ impl Root {
             errno => Problem::io(action, path)(errno.into()),
         }
     }
+}
+
+fn open_dir(from: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat2(from, path, flags, Mode::empty(), inside())
 }
 
 fn inside() -> ResolveFlags {
@@ -97,7 +118,8 @@ pub fn remove(path: &Path) -> Result<(), Problem> {
     let root = match Root::open(path) {
         Ok(root) => root,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if matches!(error.raw_os_error(), Some(code) if code == Errno::NOTDIR.raw_os_error() || code == Errno::LOOP.raw_os_error()) => {
+        Err(error) if matches!(error.raw_os_error(), Some(code) if code == Errno::NOTDIR.raw_os_error() || code == Errno::LOOP.raw_os_error()) =>
+        {
             return std::fs::remove_file(path).map_err(Problem::io("remove", path));
         }
         Err(source) => return Err(Problem::io("open", path)(source)),

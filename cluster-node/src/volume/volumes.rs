@@ -186,11 +186,8 @@ impl Volumes {
             }
         };
         let expression = one.sub_path_expr.as_deref().filter(|it| !it.is_empty());
-        let failed = |problem| VolumeError::SubPath {
-            container: container.to_owned(),
-            volume: one.name.clone(),
-            problem,
-        };
+        let failed =
+            |problem| VolumeError::SubPath { container: container.to_owned(), volume: one.name.clone(), problem };
         let inside = match expression {
             Some(expression) => Some(expand::sub_path(expression, env).map_err(failed)?),
             None => one.sub_path.clone().filter(|it| !it.is_empty()),
@@ -313,7 +310,9 @@ fn mount_of(one: &VolumeMount, volume: &Ready, source: MountSource) -> Result<Mo
         "None" => Propagation::Rprivate,
         "HostToContainer" => Propagation::Rslave,
         "Bidirectional" => Propagation::Rshared,
-        other => return Err(invalid(format!("mountPropagation {other:?} is none of None, HostToContainer, Bidirectional"))),
+        other => {
+            return Err(invalid(format!("mountPropagation {other:?} is none of None, HostToContainer, Bidirectional")));
+        }
     };
     let read_only = volume.read_only || one.read_only == Some(true);
     let recursive = one.recursive_read_only.as_deref().unwrap_or("Disabled");
