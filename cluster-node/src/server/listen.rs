@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use board::tasks::Context;
 use hyper::{Method, Request, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -148,10 +149,38 @@ where
             tracing::debug!(%address, "a connection to the node's API is one too many");
             continue;
         };
-        // It speaks in small pieces: one that waits for more would be seen.
-        let _ = stream.set_nodelay(true);
+        if let Err(error) = tune(&stream) {
+            tracing::debug!(%error, "a connection to the node's API keeps the kernel's settings");
+        }
         connections.spawn(each(stream, stranger));
     }
     let _ = timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;
+}
+
+/// It speaks in small pieces: one that waits for more would be seen. A silent connection whose peer is gone is found out after
+/// two minutes: a log that nobody writes to would be followed for ever.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    // No TCP_USER_TIMEOUT: it would also end whoever reads a log in a pager and takes his time.
+    Ok(sockopt::set_tcp_keepcnt(stream, 4)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn peers_that_are_gone_are_missed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        tune(&stream).unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap() && stream.nodelay().unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), Duration::from_secs(60));
+        assert_eq!(sockopt::tcp_keepcnt(&stream).unwrap(), 4);
+    }
 }

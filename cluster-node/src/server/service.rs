@@ -194,7 +194,7 @@ impl Service {
             let started = runtime.exec(id, command).await;
             started.map_err(|problem| format!("error executing command in container: {problem}"))
         };
-        self.remote(request, streams, Work { start: Box::pin(start), close_stdin: true })
+        self.remote(request, streams, Work { start: Box::pin(start), close_stdin: true, tell_code: true })
     }
 
     fn attach(&self, request: Request<Incoming>, target: &Target, query: &Query) -> Result<Answer, Answer> {
@@ -213,7 +213,7 @@ impl Service {
             let started = runtime.attach(id, how).await;
             started.map_err(|problem| format!("error attaching to container: {problem}"))
         };
-        self.remote(request, streams, Work { start: Box::pin(start), close_stdin: stdin_once })
+        self.remote(request, streams, Work { start: Box::pin(start), close_stdin: stdin_once, tell_code: false })
     }
 
     fn remote(&self, mut request: Request<Incoming>, streams: Streams, work: Work) -> Result<Answer, Answer> {

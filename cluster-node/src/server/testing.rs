@@ -119,6 +119,7 @@ async fn run(words: Vec<String>, mut events: mpsc::Receiver<In>, tell: mpsc::Sen
             return;
         }
         _ => {
+            code = words.get(1).map_or(0, |number| number.parse().unwrap());
             while let Some(event) = events.recv().await {
                 match event {
                     In::Bytes(bytes) => {
@@ -148,7 +149,7 @@ impl Runtime for FakeRuntime {
     fn attach(&self, _: ContainerId, attach: Attach) -> BoxFuture<'_, Result<Process, String>> {
         Box::pin(async move {
             *self.attached.lock().unwrap() = Some(attach);
-            Ok(self.process(vec!["cat".to_owned()]))
+            Ok(self.process(vec!["cat".to_owned(), "3".to_owned()]))
         })
     }
 

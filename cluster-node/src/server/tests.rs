@@ -504,7 +504,10 @@ async fn attach_is_the_containers_own_stdio() {
         client.open(stream, &[("streamtype", kind)]).await;
     }
     client.data(3, b"typed", true).await;
-    assert_eq!(rest(&mut client).await[&5], "typed");
+    let said = rest(&mut client).await;
+    assert_eq!(said[&5], "typed");
+    // It ended with 3, which the pod's status says: to whoever is attached it has just ended.
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&said[&1]).unwrap()["status"], "Success");
     let attach = world.runtime.attached.lock().unwrap().take().unwrap();
     assert!(attach.stdin && attach.stdout && attach.stderr && !attach.wait);
     let mut client = world.spdy("/attach/ns/p/tty?input=1&output=1&error=1", "v4.channel.k8s.io").await;

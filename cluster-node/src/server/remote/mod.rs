@@ -78,6 +78,8 @@ pub struct Work {
     pub start: BoxFuture<'static, Result<Process, String>>,
     /// The end of the client's input is the end of the process's.
     pub close_stdin: bool,
+    /// The client is told its exit code: of a container, the pod's status tells it.
+    pub tell_code: bool,
 }
 
 /// Agrees with the client on how to speak. The answer goes to it at once; what is returned beside it serves the rest.
@@ -196,7 +198,10 @@ async fn collect(connection: &mut Connection, streams: Streams, resize: bool) ->
 
 async fn run(channels: &mut Channels, work: Work, gone: &CancellationToken) -> End {
     let started = work.start.await;
-    carry::serve(channels, started, work.close_stdin, gone.cancelled()).await
+    match carry::serve(channels, started, work.close_stdin, gone.cancelled()).await {
+        End::Exit(_) if !work.tell_code => End::Exit(0),
+        end => end,
+    }
 }
 
 /// The last words: the ends of output first, so that a client that waits for all of them has everything.

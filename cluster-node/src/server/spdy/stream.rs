@@ -36,7 +36,7 @@ impl Stream {
     }
 }
 
-/// The sending end of a stream. Dropped unfinished it resets the stream.
+/// The sending end of a stream. Dropped it ends the stream both ways: unfinished, by a reset.
 pub struct StreamWriter {
     shared: Arc<Shared>,
     id: u32,
@@ -83,8 +83,9 @@ impl StreamWriter {
 
 impl Drop for StreamWriter {
     fn drop(&mut self) {
+        // Also a finished one: a peer that never ends its own way would hold a place for ever.
+        self.shared.forget(self.id);
         if !self.done {
-            self.shared.forget(self.id);
             self.shared.try_send(Frame::Reset { stream: self.id, status: ResetStatus::CANCEL });
         }
     }

@@ -302,6 +302,16 @@ async fn pings_come_back_and_streams_have_rules() {
 }
 
 #[tokio::test]
+async fn a_peer_that_never_ends_its_way_holds_no_place() {
+    let (mut client, mut connection, _driver) = pair(LIMITS);
+    for id in [1, 3, 5, 7, 9, 11] {
+        let mut stream = accepted(&mut client, &mut connection, id).await;
+        stream.writer.finish().await;
+        assert_eq!(client.next().await, Some(Frame::Data { stream: id, bytes: Bytes::new(), fin: true }));
+    }
+}
+
+#[tokio::test]
 async fn a_reset_ends_a_stream_and_nothing_else() {
     let (mut client, mut connection, _driver) = pair(LIMITS);
     let mut one = accepted(&mut client, &mut connection, 1).await;

@@ -173,7 +173,12 @@ fn interfaces(text: &str) -> BTreeMap<String, NetworkUsage> {
             NetworkUsage { rx_bytes, rx_packets, rx_errors, rx_dropped, tx_bytes, tx_packets, tx_errors, tx_dropped };
         Some((name.trim().to_owned(), usage))
     };
-    let own = |name: &String| name != "lo" && !name.starts_with("veth");
+    // The engine's ends of pods' links begin with `ev`, those of CNI plugins with the others.
+    let pods = |name: &str| {
+        ["veth", "cali", "lxc", "ifb"].iter().any(|it| name.starts_with(it))
+            || (name.starts_with("ev") && name.len() > 8)
+    };
+    let own = |name: &String| name != "lo" && !pods(name);
     text.lines().filter_map(line).filter(|(name, _)| own(name)).collect()
 }
 
@@ -218,7 +223,7 @@ mod tests {
         let route = "Iface\tDestination\tGateway\neth1\t0002A8C0\t00000000\neth0\t00000000\t0102A8C0\n";
         assert_eq!(default_interface(route).as_deref(), Some("eth0"));
         assert_eq!(default_interface(""), None);
-        let dev = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 5 1 2 0 0 0 0 0 6 1 3 0 0 0 0 0\nvethx: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n";
+        let dev = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 5 1 2 0 0 0 0 0 6 1 3 0 0 0 0 0\nvethx: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\nevca978112ca1b: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n";
         let found = interfaces(dev);
         assert_eq!(found.keys().collect::<Vec<_>>(), ["eth0"]);
         assert_eq!((found["eth0"].rx_bytes, found["eth0"].tx_bytes, found["eth0"].tx_errors), (5, 6, 3));
