@@ -80,12 +80,22 @@ pub async fn https(listener: Arc<TcpListener>, tls: Arc<ServerConfig>, service: 
 }
 
 async fn secure<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: I, user: Option<User>, service: Arc<Service>) {
+    let stop = service.stop().clone();
     let answer = service_fn(move |request: Request<Incoming>| {
         let (service, user) = (service.clone(), user.clone());
         async move { Ok::<_, std::convert::Infallible>(service.answer(request, user).await) }
     });
     let connection = builder().serve_connection(TokioIo::new(io), answer).with_upgrades();
-    if let Err(error) = connection.await {
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        // A request that is under way is answered, one that has not come is not waited for.
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
         tracing::debug!(%error, "a connection to the node's API broke");
     }
 }

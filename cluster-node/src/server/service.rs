@@ -60,6 +60,11 @@ impl Service {
         Self { judge, sources, sessions: Arc::new(Semaphore::new(MAX_SESSIONS)), tasks: TaskTracker::new(), stop }
     }
 
+    /// Cancelled when the server stops.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
     /// Waits until every session has ended. They are told by `stop`.
     pub async fn ended(&self) {
         self.tasks.close();

@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
-use super::world::world;
+use super::world::{MASTER, world};
 use crate::server::spdy::{Frame, tests::Client as SpdyClient};
 
 /// All of a SPDY session: what each stream has said, until the goodbye.
@@ -191,6 +191,12 @@ async fn a_server_that_stops_ends_its_sessions() {
     let mut client = world.spdy("/exec/ns/p/c?command=hang&output=1", "v4.channel.k8s.io").await;
     client.open(1, &[("streamtype", "error")]).await;
     client.open(3, &[("streamtype", "stdout")]).await;
+    // An idle connection is no reason to wait.
+    let _idle = world.connect(MASTER).await;
+    world.get("/healthz").await;
+    let begun = std::time::Instant::now();
     world.context.stop.cancel();
     assert_eq!(timeout(Duration::from_secs(10), client.next()).await.expect("an end"), None);
+    world.stopped.changed().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }

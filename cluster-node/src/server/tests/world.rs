@@ -74,6 +74,8 @@ pub struct World {
     pub runtime: Arc<FakeRuntime>,
     pub directory: Arc<FakeDirectory>,
     pub context: Context,
+    /// Changes when the server has stopped.
+    pub stopped: tokio::sync::watch::Receiver<bool>,
     pub tasks: JoinSet<()>,
     pub dir: tempfile::TempDir,
 }
@@ -108,8 +110,12 @@ pub async fn world() -> World {
     let server = Server::over(config, directory.clone(), runtime.clone(), delegate).await.unwrap();
     let (address, context, mut tasks) = (server.local_addr(), Context::detached(), JoinSet::new());
     let served = context.clone();
-    tasks.spawn(async move { server.run(served).await.unwrap() });
-    World { address, plain, authority, runtime, directory, context, tasks, dir }
+    let (tell, stopped) = tokio::sync::watch::channel(false);
+    tasks.spawn(async move {
+        server.run(served).await.unwrap();
+        tell.send_replace(true);
+    });
+    World { address, plain, authority, runtime, directory, context, stopped, tasks, dir }
 }
 
 /// Who asks.
