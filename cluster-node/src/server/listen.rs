@@ -31,8 +31,8 @@ const PLAIN: Bounds = Bounds { strangers: 16, of_one: 16, known: 0 };
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a request's head may take, and how long a connection may wait for one.
 const HEAD: Duration = Duration::from_secs(120);
-/// Most bytes of a request's head.
-const MAX_HEAD: usize = 64 << 10;
+/// Most bytes of a request's head: commands are in its path.
+const MAX_HEAD: usize = 256 << 10;
 /// Before the next try where nothing can be accepted: files are short, perhaps.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long what is under way may take when we stop.

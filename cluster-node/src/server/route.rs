@@ -67,10 +67,15 @@ pub enum Page {
     Slis,
 }
 
-/// The route of a request.
+/// The path of a request, decoded, with one slash in front: the same for who decides whether it is allowed and for who
+/// answers, so that no way of writing it leads past the former.
+pub fn clean(path: &str) -> String {
+    format!("/{}", decode(path, false).trim_start_matches('/'))
+}
+
+/// The route of a request; its path is clean.
 pub fn route(method: &Method, path: &str) -> Route {
-    let parts: Vec<String> = path.trim_start_matches('/').split('/').map(|part| decode(part, false)).collect();
-    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     // A slash at the end changes nothing.
     let parts = match parts.as_slice() {
         [rest @ .., ""] if !rest.is_empty() => rest,
@@ -141,7 +146,7 @@ mod tests {
     fn paths_lead_somewhere() {
         #[track_caller]
         fn check(method: Method, path: &str, want: Route) {
-            assert_eq!(route(&method, path), want, "{method} {path}");
+            assert_eq!(route(&method, &clean(path)), want, "{method} {path}");
         }
         let of = |uid: Option<&str>, container: &str| target("ns", "p", uid, container);
         check(Method::GET, "/healthz", Route::Healthz(None));
@@ -171,6 +176,9 @@ mod tests {
         check(Method::GET, "/logs/../etc/passwd", Route::Disabled("logs endpoint is disabled."));
         check(Method::GET, "/debug/pprof/heap", Route::Disabled("profiling endpoint is disabled."));
         check(Method::GET, "/containerLogs/n%73/p/c", Route::ContainerLogs(of(None, "c")));
+        check(Method::GET, "//%70ods", Route::Pods);
+        check(Method::GET, "/stats%2F..%2Fpods", Route::NotFound);
+        check(Method::GET, "/%2570ods", Route::NotFound);
         check(Method::GET, "/", Route::NotFound);
         check(Method::GET, "", Route::NotFound);
         check(Method::GET, "//", Route::NotFound);

@@ -20,7 +20,7 @@ use super::{
     forward, health, logs, pods,
     query::Query,
     remote::{self, Streams, Work},
-    route::{Page, Route, Target, route},
+    route::{Page, Route, Target, clean, route},
     runtime::{Command, Process, Runtime},
     stats::{self, Observer},
 };
@@ -79,13 +79,14 @@ impl Service {
 
     /// Answers one request, of the user of a certificate where there is one.
     pub async fn answer(&self, request: Request<Incoming>, certified: Option<User>) -> Answer {
-        match self.admit(&request, certified).await {
-            Ok(()) => self.dispatch(request).await.unwrap_or_else(|refusal| refusal),
+        let path = clean(request.uri().path());
+        match self.admit(&request, &path, certified).await {
+            Ok(()) => self.dispatch(request, &path).await.unwrap_or_else(|refusal| refusal),
             Err(refusal) => refusal,
         }
     }
 
-    async fn admit(&self, request: &Request<Incoming>, certified: Option<User>) -> Result<(), Answer> {
+    async fn admit(&self, request: &Request<Incoming>, path: &str, certified: Option<User>) -> Result<(), Answer> {
         let user = if let Some(user) = certified {
             user
         } else {
@@ -93,14 +94,14 @@ impl Service {
             let nobody = || answer::text(StatusCode::UNAUTHORIZED, "Unauthorized");
             self.judge.bearer(header).await.ok_or_else(nobody)?
         };
-        let subresources = auth::subresources(request.uri().path());
+        let subresources = auth::subresources(path);
         let verb = auth::verb(request.method());
         if let Some(verb) = verb
             && self.judge.access(&user, verb, subresources).await == Verdict::Allowed
         {
             return Ok(());
         }
-        tracing::info!(user = user.name, path = request.uri().path(), "a request to the node's API was forbidden");
+        tracing::info!(user = user.name, path, "a request to the node's API was forbidden");
         let text = format!(
             "Forbidden (user={}, verb={}, resource=nodes, subresource(s)=[{}])\n",
             user.name,
@@ -110,10 +111,10 @@ impl Service {
         Err(answer::text(StatusCode::FORBIDDEN, text))
     }
 
-    async fn dispatch(&self, request: Request<Incoming>) -> Result<Answer, Answer> {
+    async fn dispatch(&self, request: Request<Incoming>, path: &str) -> Result<Answer, Answer> {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let sources = &self.sources;
-        match route(request.method(), request.uri().path()) {
+        match route(request.method(), path) {
             Route::Healthz(check) => Ok(self.health(check.as_deref(), request.uri().query())),
             Route::Pods => Ok(answer::json(&pods::all(&sources.directory.pods()))),
             Route::RunningPods => Ok(answer::json(&pods::running(&self.running()))),

@@ -33,6 +33,8 @@ async fn nobody_is_anonymous() {
     let answer = world.ask(As::Certificate("others"), "POST", "/run/ns/p/c?cmd=exit+0").await;
     assert_eq!(answer, (StatusCode::FORBIDDEN, forbidden.to_owned()));
     assert_eq!(world.ask(As::Token("token-of-admin"), "GET", "/pods").await.0, StatusCode::OK);
+    let metrics = world.ask(As::Token("token-of-admin"), "GET", "/%6detrics").await;
+    assert_eq!(metrics.0, StatusCode::FORBIDDEN, "however it is written: {}", metrics.1);
 }
 
 #[tokio::test]
