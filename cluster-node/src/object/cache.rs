@@ -47,6 +47,16 @@ kept! {
     KeptVolume(PersistentVolume) in "node-persistent-volumes";
 }
 
+/// An object that pods refer to and that the API server does not have: what is optional is left out then, also after a
+/// reboot without it.
+#[derive(Serialize, Deserialize)]
+struct Absent;
+
+impl Entity for Absent {
+    const TREE: &'static str = "node-absent";
+    const VERSION: u16 = 1;
+}
+
 /// What is sealed, in base64.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
@@ -168,12 +178,17 @@ impl Cache {
 
     /// Keeps it.
     pub async fn put_config_map(&self, namespace: &str, name: &str, object: &ConfigMap) -> Result<(), CacheError> {
-        self.put(&place(namespace, name), &KeptConfigMap(object.clone())).await
+        self.put_known(&place(namespace, name), &KeptConfigMap(object.clone())).await
     }
 
-    /// Forgets it.
+    /// Forgets it: the API server has it no more.
     pub async fn remove_config_map(&self, namespace: &str, name: &str) -> Result<(), CacheError> {
-        self.remove::<KeptConfigMap>(&place(namespace, name)).await
+        self.put_absent::<KeptConfigMap>(&place(namespace, name)).await
+    }
+
+    /// Whether the API server was last heard not to have it.
+    pub fn lacks_config_map(&self, namespace: &str, name: &str) -> bool {
+        self.read::<Absent>(&absent::<KeptConfigMap>(&place(namespace, name))).is_some()
     }
 
     /// A secret.
@@ -187,12 +202,17 @@ impl Cache {
     pub async fn put_secret(&self, namespace: &str, name: &str, object: &Secret) -> Result<(), CacheError> {
         let key = place(namespace, name);
         let sealed = self.sealed(SealedSecret::TREE, &key, object)?;
-        self.put(&key, &SealedSecret(sealed)).await
+        self.put_known(&key, &SealedSecret(sealed)).await
     }
 
-    /// Forgets it.
+    /// Forgets it: the API server has it no more.
     pub async fn remove_secret(&self, namespace: &str, name: &str) -> Result<(), CacheError> {
-        self.remove::<SealedSecret>(&place(namespace, name)).await
+        self.put_absent::<SealedSecret>(&place(namespace, name)).await
+    }
+
+    /// Whether the API server was last heard not to have it.
+    pub fn lacks_secret(&self, namespace: &str, name: &str) -> bool {
+        self.read::<Absent>(&absent::<SealedSecret>(&place(namespace, name))).is_some()
     }
 
     /// A claim.
@@ -227,6 +247,9 @@ impl Cache {
         self.drop_others::<SealedSecret>(&mut batch, &keep.secrets);
         self.drop_others::<KeptClaim>(&mut batch, &keep.claims);
         self.drop_others::<KeptVolume>(&mut batch, &keep.volumes);
+        let maps = keep.config_maps.iter().map(|key| absent::<KeptConfigMap>(key));
+        let marks = maps.chain(keep.secrets.iter().map(|key| absent::<SealedSecret>(key))).collect();
+        self.drop_others::<Absent>(&mut batch, &marks);
         Ok(self.state.commit_relaxed(batch).await?)
     }
 
@@ -295,9 +318,21 @@ impl Cache {
         Ok(self.state.commit(batch).await?)
     }
 
-    async fn remove<E: Entity>(&self, key: &str) -> Result<(), CacheError> {
+    async fn put_known<E: Entity>(&self, key: &str, value: &E) -> Result<(), CacheError> {
+        let mut batch = Batch::default();
+        batch.put(key, value)?;
+        batch.delete::<Absent>(&absent::<E>(key));
+        Ok(self.state.commit(batch).await?)
+    }
+
+    async fn put_absent<E: Entity>(&self, key: &str) -> Result<(), CacheError> {
+        let mark = absent::<E>(key);
+        if self.read::<Absent>(&mark).is_some() {
+            return Ok(());
+        }
         let mut batch = Batch::default();
         batch.delete::<E>(key);
+        batch.put(&mark, &Absent)?;
         Ok(self.state.commit_relaxed(batch).await?)
     }
 
@@ -346,6 +381,11 @@ pub struct Keep {
 /// `NAMESPACE/NAME`: neither has a slash in it.
 pub(super) fn place(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
+}
+
+/// Key of the mark that an object of this tree is not there.
+fn absent<E: Entity>(key: &str) -> String {
+    format!("{}/{key}", E::TREE)
 }
 
 fn readable<E: Entity>(record: Result<(String, E), StateError>) -> Option<(String, E)> {

@@ -112,6 +112,26 @@ async fn the_copy_serves_without_the_api_server_and_after_a_start() {
 }
 
 #[tokio::test]
+async fn what_was_not_there_is_known_not_to_be_after_a_reboot_without_the_api_server() {
+    let bench = Bench::new();
+    bench.server.has(MAPS, "5", &[]);
+    let objects = bench.objects();
+    objects.register(&with_map("u"));
+    assert!(objects.config_map("ns", "c").await.unwrap_err().is_not_found());
+    drop(objects);
+    bench.server.is_down.store(true, std::sync::atomic::Ordering::SeqCst);
+    let objects = bench.objects();
+    objects.register(&with_map("u"));
+    assert!(objects.config_map("ns", "c").await.unwrap_err().is_not_found());
+    bench.cache().put_config_map("ns", "c", &ConfigMap::default()).await.unwrap();
+    assert!(!bench.cache().lacks_config_map("ns", "c"));
+    bench.cache().remove_config_map("ns", "c").await.unwrap();
+    assert!(bench.cache().lacks_config_map("ns", "c") && bench.cache().config_map("ns", "c").is_none());
+    bench.cache().retain(&Keep::default()).await.unwrap();
+    assert!(!bench.cache().lacks_config_map("ns", "c"));
+}
+
+#[tokio::test]
 async fn a_refusal_right_after_the_binding_passes() {
     let bench = Bench::new();
     bench.server.answer(&format!("GET {MAPS}"), 403, refusal(403));

@@ -43,6 +43,8 @@ pub(super) trait Kept: Kind + kube::Resource<DynamicType = ()> {
     fn kept(cache: &Cache, namespace: &str, name: &str) -> Option<Self>;
     /// Keeps a copy.
     fn keep(&self, cache: &Cache, namespace: &str, name: &str) -> impl Future<Output = Result<(), CacheError>> + Send;
+    /// Whether it was last heard not to be there.
+    fn is_lacked(cache: &Cache, namespace: &str, name: &str) -> bool;
     /// Forgets the copy.
     fn forget(cache: &Cache, namespace: &str, name: &str) -> impl Future<Output = Result<(), CacheError>> + Send;
 }
@@ -62,6 +64,10 @@ impl Kept for ConfigMap {
 
     async fn keep(&self, cache: &Cache, namespace: &str, name: &str) -> Result<(), CacheError> {
         cache.put_config_map(namespace, name, self).await
+    }
+
+    fn is_lacked(cache: &Cache, namespace: &str, name: &str) -> bool {
+        cache.lacks_config_map(namespace, name)
     }
 
     async fn forget(cache: &Cache, namespace: &str, name: &str) -> Result<(), CacheError> {
@@ -84,6 +90,10 @@ impl Kept for Secret {
 
     async fn keep(&self, cache: &Cache, namespace: &str, name: &str) -> Result<(), CacheError> {
         cache.put_secret(namespace, name, self).await
+    }
+
+    fn is_lacked(cache: &Cache, namespace: &str, name: &str) -> bool {
+        cache.lacks_secret(namespace, name)
     }
 
     async fn forget(cache: &Cache, namespace: &str, name: &str) -> Result<(), CacheError> {
@@ -147,15 +157,17 @@ impl<K: Kept> Cell<K> {
         let mut view = self.view.subscribe();
         if matches!(*view.borrow_and_update(), View::Pending) {
             let kept = K::kept(cache, &self.namespace, &self.name).map(Arc::new);
-            let patience = match (&kept, is_down) {
+            let is_known = kept.is_some() || K::is_lacked(cache, &self.namespace, &self.name);
+            let patience = match (is_known, is_down) {
                 (_, true) => Duration::ZERO,
-                (Some(_), false) => SHORT_WAIT,
-                (None, false) => LONG_WAIT,
+                (true, false) => SHORT_WAIT,
+                (false, false) => LONG_WAIT,
             };
             let heard = timeout(patience, view.wait_for(|it| !matches!(it, View::Pending))).await;
             if heard.is_err() {
                 self.is_awaited.store(true, Ordering::Release);
-                return kept.ok_or_else(|| self.unavailable("the API server has not answered yet"));
+                let unavailable = self.unavailable("the API server has not answered yet");
+                return kept.ok_or_else(|| self.last_word(cache, unavailable));
             }
         }
         let now = self.view.borrow().clone();
@@ -164,7 +176,8 @@ impl<K: Kept> Cell<K> {
             View::Absent => Err(ObjectError::NotFound { kind: K::WORD, name: self.name.clone() }),
             View::Failed(error @ ObjectError::Unavailable { .. }) => {
                 self.is_awaited.store(true, Ordering::Release);
-                K::kept(cache, &self.namespace, &self.name).map(Arc::new).ok_or(error)
+                let kept = K::kept(cache, &self.namespace, &self.name).map(Arc::new);
+                kept.ok_or_else(|| self.last_word(cache, error))
             }
             View::Failed(error) => {
                 self.is_awaited.store(true, Ordering::Release);
@@ -172,6 +185,14 @@ impl<K: Kept> Cell<K> {
             }
             View::Pending => Err(self.unavailable("the API server has not answered yet")),
         }
+    }
+
+    /// Without an answer: that it is not there, where that was the last that was heard.
+    fn last_word(&self, cache: &Cache, error: ObjectError) -> ObjectError {
+        if K::is_lacked(cache, &self.namespace, &self.name) {
+            return ObjectError::NotFound { kind: K::WORD, name: self.name.clone() };
+        }
+        error
     }
 
     fn unavailable(&self, problem: &str) -> ObjectError {

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use container_engine::{
@@ -36,6 +36,8 @@ struct Inner {
     /// For image volumes.
     engine: Option<Engine>,
     facts: RwLock<Facts>,
+    /// What the network was asked for, by pod and volume: not again at each look at a pod.
+    known: Mutex<BTreeMap<(String, String), (Ready, Option<u32>)>>,
 }
 
 /// What a container mounts, of whichever kind it is.
@@ -69,9 +71,9 @@ impl Volumes {
         Self::with(kubelet_dir, objects, Some(engine), facts)
     }
 
-    pub(super) fn with(kubelet_dir: &Path, objects: Objects, engine: Option<Engine>, facts: Facts) -> Self {
+    pub(crate) fn with(kubelet_dir: &Path, objects: Objects, engine: Option<Engine>, facts: Facts) -> Self {
         let pods = kubelet_dir.join("pods");
-        Self(Arc::new(Inner { pods, objects, engine, facts: RwLock::new(facts) }))
+        Self(Arc::new(Inner { pods, objects, engine, facts: RwLock::new(facts), known: Mutex::default() }))
     }
 
     /// What is known of the node changed.
@@ -115,16 +117,25 @@ impl Volumes {
 
     async fn prepare_one(&self, pod: &Pod, volume: &Volume) -> Result<(Ready, Option<u32>), Problem> {
         let dir = self.dir(pod)?;
+        let key = (pod.metadata.uid.clone().unwrap_or_default(), volume.name.clone());
+        if let Some(known) = self.0.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Ok(known.clone());
+        }
         let facts = self.0.facts.read().unwrap_or_else(PoisonError::into_inner).clone();
         let planned = Planner { objects: &self.0.objects, facts: &facts, pod }.plan(volume).await?;
         let address = match &planned.setup {
             Setup::Nfs(export) => Some(nfs::resolve(&export.server).await?),
             _ => None,
         };
+        let is_remote = address.is_some() || volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
         let nested = nested_in(pod, &volume.name);
         let (pod, read_only, group) = (pod.clone(), planned.read_only, planned.group);
         let source = blocking(move || apply::set_up(&dir, &pod, &planned, address, &nested)).await?;
-        Ok((Ready { source, read_only }, group))
+        let ready = (Ready { source, read_only }, group);
+        if is_remote {
+            self.0.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, ready.clone());
+        }
+        Ok(ready)
     }
 
     /// The same for a pod whose objects changed, with no need of what it mounts.
@@ -221,6 +232,7 @@ impl Volumes {
         };
         let dir = PodDir::new(&self.0.pods, uid).map_err(failed(&self.0.pods))?;
         let path = dir.path().to_owned();
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|(pod, _), _| pod != uid);
         if let Some(engine) = &self.0.engine {
             image::remove(engine, uid).await.map_err(failed(&path))?;
         }

@@ -258,3 +258,66 @@ async fn what_cannot_be_is_said() {
     hostile.metadata.uid = Some("../../etc".into());
     mounts(&node, &hostile).await.unwrap_err();
 }
+
+#[tokio::test]
+async fn huge_pages_and_file_systems_that_a_kernel_may_lack() {
+    if !in_own_mounts("volume::volumes::tests::huge_pages_and_file_systems_that_a_kernel_may_lack") {
+        return;
+    }
+    let node = node().await;
+    let has = |kind: &str| {
+        let all = fs::read_to_string("/proc/filesystems").unwrap();
+        all.lines().any(|line| line.split_whitespace().last() == Some(kind))
+    };
+    let mut huge = pod(
+        json!([{ "name": "v", "emptyDir": { "medium": "HugePages" } }]),
+        json!([mount("v")]),
+        json!({ "securityContext": { "fsGroup": 77 } }),
+    );
+    let requests = json!({ "requests": { "hugepages-2Mi": "4Mi" } });
+    huge.spec.as_mut().unwrap().containers[0].resources = Some(serde_json::from_value(requests).unwrap());
+    let made = mounts(&node, &huge).await;
+    if has("hugetlbfs") && Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
+        let path = source(&made.unwrap()[0]).to_owned();
+        assert!(mount::list().unwrap().iter().any(|it| it.target == path && it.kind == "hugetlbfs"));
+        let stat = fs::metadata(&path).unwrap();
+        assert_eq!((stat.mode() & 0o7777, stat.gid()), (0o2777, 77));
+    } else {
+        made.unwrap_err();
+    }
+    node.volumes.teardown("uid-1").await.unwrap();
+    let export = json!([{ "name": "v", "nfs": { "server": "127.0.0.1", "path": "/none" } }]);
+    if !has("nfs4") {
+        let error = mounts(&node, &pod(export, json!([mount("v")]), json!({}))).await.unwrap_err();
+        assert!(error.to_string().contains("no file system \"nfs4\"") && !error.is_transient(), "{error}");
+    }
+    node.volumes.teardown("uid-1").await.unwrap();
+    assert!(!node.kubelet.join("pods/uid-1").exists());
+}
+
+#[tokio::test]
+async fn what_a_container_mounted_inside_goes_with_the_pod_and_nothing_else() {
+    if !in_own_mounts("volume::volumes::tests::what_a_container_mounted_inside_goes_with_the_pod_and_nothing_else") {
+        return;
+    }
+    let node = node().await;
+    let outside = node.bench.dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("precious"), "x").unwrap();
+    let pod = pod(json!([{ "name": "v", "emptyDir": {} }]), json!([mount("v")]), json!({}));
+    let path = source(&mounts(&node, &pod).await.unwrap()[0]).to_owned();
+    // Bidirectional mounts, one on the other, and a link where a folder was.
+    fs::create_dir(path.join("in")).unwrap();
+    mount::bind(&mount::open(&outside).unwrap(), &path.join("in"), false).unwrap();
+    mount::tmpfs(&path.join("in"), None, "mode=755").unwrap();
+    std::os::unix::fs::symlink(&outside, path.join("link")).unwrap();
+    // As another agent's or a user's own mount beside it, whose name begins alike.
+    let beside = node.kubelet.join("pods/uid-12/x");
+    fs::create_dir_all(&beside).unwrap();
+    mount::tmpfs(&beside, None, "mode=755").unwrap();
+    node.volumes.teardown("uid-1").await.unwrap();
+    assert!(!node.kubelet.join("pods/uid-1").exists());
+    assert_eq!(fs::read_to_string(outside.join("precious")).unwrap(), "x");
+    assert!(mount::is_mounted(&beside).unwrap());
+    mount::unmount_below(&node.kubelet).unwrap();
+}
