@@ -104,7 +104,11 @@ pub fn set_up(path: &Path, medium: &Medium, group: Option<u32>) -> Result<(), Pr
         Medium::Memory { size } => on_its_own(path, |path| mount::tmpfs(path, *size, &mount::root_options(group))),
         Medium::HugePages { page } => on_its_own(path, |path| {
             let options = format!("{},pagesize={page}", mount::root_options(group));
-            mount::mount("nodev", path, "hugetlbfs", MountFlags::empty(), &options)
+            mount::mount("nodev", path, "hugetlbfs", MountFlags::empty(), &options)?;
+            // That file system takes no set-group bit from its options.
+            let mode = if group.is_some() { 0o2777 } else { 0o777 };
+            let changed = fs::set_permissions(path, Permissions::from_mode(mode));
+            changed.map_err(Problem::io("change the mode of", path))
         }),
     }
 }

@@ -37,8 +37,11 @@ struct Inner {
     engine: Option<Engine>,
     facts: RwLock<Facts>,
     /// What the network was asked for, by pod and volume: not again at each look at a pod.
-    known: Mutex<BTreeMap<(String, String), (Ready, Option<u32>)>>,
+    known: Mutex<BTreeMap<(String, String), Known>>,
 }
+
+/// A volume that is ready, and the group it asks for.
+type Known = (Ready, Option<u32>);
 
 /// What a container mounts, of whichever kind it is.
 #[derive(Debug, Clone, Copy)]
@@ -115,7 +118,7 @@ impl Volumes {
         first.map_or(Ok(ready), Err)
     }
 
-    async fn prepare_one(&self, pod: &Pod, volume: &Volume) -> Result<(Ready, Option<u32>), Problem> {
+    async fn prepare_one(&self, pod: &Pod, volume: &Volume) -> Result<Known, Problem> {
         let dir = self.dir(pod)?;
         let key = (pod.metadata.uid.clone().unwrap_or_default(), volume.name.clone());
         if let Some(known) = self.0.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
