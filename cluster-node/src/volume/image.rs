@@ -5,7 +5,7 @@
 //!
 //! Elsewhere: pulling the image (`pod::runtime`), before a container is started.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use container_engine::{
     engine::Engine,
@@ -24,7 +24,7 @@ pub async fn set_up(engine: &Engine, uid: &str, volume: &str, reference: &str, p
     let owner = Owner::Pod(uid.to_owned());
     let image = engine.images().get(&owner, reference).await;
     let image = image.map_err(|error| Problem::Missing(board::tasks::chain(&error)))?;
-    hold(engine, uid, image.layers().iter().map(|layer| Resource::Layer(*layer))).await?;
+    hold(engine, uid, image.layers().iter().map(|layer| Resource::Layer(*layer)).collect()).await?;
     let (snapshots, ids) = (engine.snapshots().clone(), image.layers().to_vec());
     let found = tokio::task::spawn_blocking(move || -> Option<Vec<Layer>> {
         ids.iter().enumerate().map(|(n, id)| snapshots.layer(id, &ids[..n])).collect()
@@ -79,8 +79,12 @@ pub async fn remove(engine: &Engine, uid: &str) -> Result<(), Problem> {
     released.map_err(|error| Problem::Missing(board::tasks::chain(&error)))
 }
 
-async fn hold(engine: &Engine, uid: &str, resources: impl Iterator<Item = Resource>) -> Result<(), Problem> {
+/// Each container of the pod comes by here: the disk is asked once.
+async fn hold(engine: &Engine, uid: &str, resources: BTreeSet<Resource>) -> Result<(), Problem> {
     let id = lease_id(uid);
+    if engine.leases().get(&id).is_ok_and(|lease| lease.resources.is_superset(&resources)) {
+        return Ok(());
+    }
     let failed = |error: LeaseError| Problem::Missing(board::tasks::chain(&error));
     match engine.leases().create(&id, Owner::Pod(uid.to_owned()), LEASE).await {
         Ok(_) | Err(LeaseError::Exists(_)) => {}
