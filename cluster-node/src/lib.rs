@@ -8,6 +8,7 @@
 pub mod api;
 pub mod device;
 pub mod event;
+pub mod grpc;
 pub mod housekeeping;
 pub mod join;
 pub mod node;
