@@ -119,3 +119,6 @@ impl Plugin {
         answer.map(tonic::Response::into_inner).map_err(|status| PluginError::Call { call, status })
     }
 }
+
+#[cfg(test)]
+mod tests;

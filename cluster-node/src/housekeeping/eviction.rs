@@ -143,11 +143,10 @@ impl Eviction {
         if signal.pressure() == Pressure::Disk {
             self.pods.clear_ended().await;
             self.reclaim.reclaim().await;
-            if let Some(measured) = self.measure().await.get(&signal) {
-                if measured.available >= starved.threshold.amount.of(measured.capacity) {
-                    tracing::info!(signal = signal.name(), "images and ended containers made room: no pod has to go");
-                    return;
-                }
+            let enough = |measured: &Measured| measured.available >= starved.threshold.amount.of(measured.capacity);
+            if self.measure().await.get(&signal).is_some_and(enough) {
+                tracing::info!(signal = signal.name(), "images and ended containers made room: no pod has to go");
+                return;
             }
         }
         let grace = if starved.threshold.grace.is_some() { self.options.max_grace } else { AT_ONCE };
@@ -275,8 +274,7 @@ mod tests {
         let eviction = Eviction::new(options, world.clone(), world.clone(), world.clone());
         let measures = [(signal, Measured { available, capacity: u64::MAX })].into();
         eviction.turn(&mut Memory::default(), &measures, Duration::from_secs(9)).await;
-        let done = world.0.lock().unwrap().clone();
-        done
+        world.0.lock().unwrap().clone()
     }
 
     #[tokio::test]

@@ -97,14 +97,12 @@ async fn in_container(
         Ok(Outcome { code, output: String::from_utf8_lossy(&bytes).into_owned() })
     };
     let Some(limit) = limit else { return run.await };
-    match tokio::time::timeout(limit, run).await {
-        Ok(done) => done,
-        Err(_) => {
-            if let Err(error) = containers.exec_kill(&info.id, "KILL").await {
-                tracing::debug!(%error, container, "a command that took too long had ended by itself");
-            }
-            let command = command.first().cloned().unwrap_or_default();
-            Err(ExecError::Timeout { command, after: limit })
-        }
+    if let Ok(done) = tokio::time::timeout(limit, run).await {
+        return done;
     }
+    if let Err(error) = containers.exec_kill(&info.id, "KILL").await {
+        tracing::debug!(%error, container, "a command that took too long had ended by itself");
+    }
+    let command = command.first().cloned().unwrap_or_default();
+    Err(ExecError::Timeout { command, after: limit })
 }

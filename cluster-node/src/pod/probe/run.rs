@@ -63,7 +63,7 @@ async fn once(
             Err(error) => Outcome::Error(error.text()),
         };
     }
-    let done = if let Some(action) = &probe.http_get {
+    if let Some(action) = &probe.http_get {
         match address(action.host.as_deref(), ip) {
             Ok(host) => http_get(Get::of(action, container, host, Purpose::Probe), limit).await,
             Err(outcome) => outcome,
@@ -82,8 +82,7 @@ async fn once(
         }
     } else {
         Outcome::Error(format!("missing probe handler for {}", container.name))
-    };
-    done
+    }
 }
 
 fn address<'a>(host: Option<&'a str>, ip: Option<&'a str>) -> Result<&'a str, Outcome> {
