@@ -83,3 +83,6 @@ fn judge(status: i32) -> Outcome {
     };
     Outcome::Failure(format!("service unhealthy (responded with {name:?})"))
 }
+
+#[cfg(test)]
+mod tests;
