@@ -189,7 +189,8 @@ impl Drop for ControlPlane {
 fn free_range(count: u16) -> Result<u16> {
     for _ in 0..50 {
         let first = free_port()?;
-        let all = (first..first.saturating_add(count)).all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok());
+        let all =
+            (first..first.saturating_add(count)).all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok());
         if all && first < u16::MAX - count {
             return Ok(first);
         }

@@ -106,7 +106,9 @@ fn control_plane() -> Result<()> {
         return Ok(());
     }
     if !on_path("go") {
-        bail!("the tests build a Kubernetes control plane, and there is no Go: install Go 1.26, or set KUBEBUILDER_ASSETS");
+        bail!(
+            "the tests build a Kubernetes control plane, and there is no Go: install Go 1.26, or set KUBEBUILDER_ASSETS"
+        );
     }
     say("   building the Kubernetes control plane of the tests, some minutes the first time");
     exec(&source.join("build.sh").display().to_string(), &[&into.display().to_string()], &[])?;

@@ -132,12 +132,10 @@ where
     loop {
         let page = api.list(&params).await.map_err(|error| (error, None))?;
         all.extend(page.items);
-        match page.metadata.continue_.filter(|it| !it.is_empty()) {
-            Some(more) => params.continue_token = Some(more),
-            None => {
-                let version = page.metadata.resource_version.unwrap_or_default();
-                return Ok(to.send(Event::Listed(all)).await.is_ok().then_some(version));
-            }
+        params.continue_token = page.metadata.continue_.filter(|it| !it.is_empty());
+        if params.continue_token.is_none() {
+            let version = page.metadata.resource_version.unwrap_or_default();
+            return Ok(to.send(Event::Listed(all)).await.is_ok().then_some(version));
         }
     }
 }

@@ -94,8 +94,8 @@ pub(super) fn problem_of(kind: &'static str, name: &str, error: &kube::Error) ->
         kube::Error::Api(status) if status.code == 403 => {
             ObjectError::Forbidden { kind, name, message: shortened(&status.message) }
         }
-        // Too early, too often, or the server's own trouble.
-        kube::Error::Api(status) if !matches!(status.code, 408 | 409 | 410 | 425 | 429) && status.code < 500 => {
+        // Too early, too often, or the server's own trouble; and a certificate that ran out says nothing of the object.
+        kube::Error::Api(status) if !matches!(status.code, 401 | 408 | 409 | 410 | 425 | 429) && status.code < 500 => {
             ObjectError::Refused { kind, name, message: shortened(&status.message) }
         }
         kube::Error::Api(status) => ObjectError::Unavailable { kind, name, problem: shortened(&status.message) },
@@ -127,5 +127,32 @@ fn shortened(message: &str) -> String {
     match message.char_indices().nth(MOST) {
         Some((at, _)) => format!("{}…", &message[..at]),
         None => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failures_mean() {
+        #[track_caller]
+        fn check(code: u16, want: fn(&ObjectError) -> bool) {
+            let status = serde_json::json!({ "status": "Failure", "code": code, "message": "ü".repeat(10_000) });
+            let status: kube::core::Status = serde_json::from_value(status).unwrap();
+            let problem = problem_of("secret", "s", &kube::Error::Api(Box::new(status)));
+            assert!(want(&problem), "{code}: {problem:?}");
+            assert!(problem.to_string().len() < 2048);
+        }
+        check(404, ObjectError::is_not_found);
+        check(403, |it| matches!(it, ObjectError::Forbidden { .. }));
+        check(400, |it| matches!(it, ObjectError::Refused { .. }));
+        check(422, |it| matches!(it, ObjectError::Refused { .. }));
+        for code in [401, 408, 410, 429, 500, 503] {
+            check(code, |it| matches!(it, ObjectError::Unavailable { .. }));
+        }
+        let quoted = serde_json::from_str::<u8>("\"hush-hush\"").unwrap_err();
+        let problem = problem_of("secret", "s", &kube::Error::SerdeError(quoted));
+        assert!(!problem.to_string().contains("hush"), "{problem}");
     }
 }

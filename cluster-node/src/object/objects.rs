@@ -178,7 +178,11 @@ impl Objects {
             let cell = self.table().services.get(&scope).cloned();
             let services = match cell {
                 Some(cell) => cell.get(&self.0.cache, self.0.connection.is_down() || !must).await,
-                None => Ok(self.0.cache.services(&scope.key()).unwrap_or_default()),
+                None => self.0.cache.services(&scope.key()).ok_or_else(|| ObjectError::Unavailable {
+                    kind: Service::WORD,
+                    name: scope.key(),
+                    problem: "the pod is not registered".to_owned(),
+                }),
             };
             match services {
                 Ok(services) => found.extend(services),

@@ -3,6 +3,7 @@
 //! `decide` and `spec` are pure: no task, no engine, no clock of their own.
 
 pub mod decide;
+pub mod model;
 pub mod probe;
 pub mod runtime;
 pub mod source;
