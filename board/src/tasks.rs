@@ -136,6 +136,11 @@ impl Context {
         self.name
     }
 
+    /// A supervisor for the parts of this service: how they are shows beside it.
+    pub fn parts(&self) -> Supervisor {
+        Supervisor { services: Vec::new(), health: self.health.clone() }
+    }
+
     /// A context with no supervisor, for tests and one-shot commands.
     pub fn detached() -> Self {
         Self { stop: CancellationToken::new(), name: "detached", health: Health::default() }

@@ -37,7 +37,8 @@ const PING: Duration = Duration::from_secs(15);
 /// Who the node is to the server.
 pub(super) struct Dialer {
     pub server: Server,
-    pub tls: Arc<ClientConfig>,
+    /// Absent where the board is in no cluster: nothing is ever asked then.
+    pub tls: Option<Arc<ClientConfig>>,
     /// A bootstrap token, where there is no certificate yet.
     pub token: Option<HeaderValue>,
     pub wire: Wire,
@@ -95,12 +96,13 @@ impl Dialer {
     }
 
     async fn connect(&self) -> Result<Open, ConnectError> {
+        let tls = self.tls.clone().ok_or_else(|| self.problem("this board has not joined a cluster"))?;
         let stream = TcpStream::connect((self.server.host.as_str(), self.server.port))
             .await
             .map_err(|it| self.problem(chain(&it)))?;
         stream.set_nodelay(true).map_err(|it| self.problem(chain(&it)))?;
         let name = ServerName::try_from(self.server.host.clone()).map_err(|it| self.problem(chain(&it)))?;
-        let connector = TlsConnector::from(self.tls.clone());
+        let connector = TlsConnector::from(tls);
         let stream = connector.connect(name, self.wire.count(stream)).await.map_err(|it| self.problem(chain(&it)))?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -160,7 +162,9 @@ impl Dialer {
                 problem.clone_into(before);
                 return false;
             }
-            tracing::warn!(server = %self.server.authority(), problem, "the API server does not answer");
+            if self.tls.is_some() {
+                tracing::warn!(server = %self.server.authority(), problem, "the API server does not answer");
+            }
             *link = Link::Down { since: std::time::Instant::now(), problem: problem.to_owned() };
             true
         });

@@ -145,9 +145,25 @@ impl Api {
         let certificate = Arc::new(certificate);
         let tls = tls::config(ca, certificate.clone())?;
         let link = channel::Sender::new(Link::Unknown);
-        let dialer = Arc::new(Dialer { server, tls, token, wire, clock, link, open: tokio::sync::Mutex::default() });
+        let dialer = Arc::new(Dialer { server, tls: Some(tls), token, wire, clock, link, open: tokio::sync::Mutex::default() });
         let client = kube::Client::new(Service(dialer.clone()), "default");
         Ok(Self { client, dialer, certificate })
+    }
+
+    /// That of a board which is in no cluster: down from the start, and every request fails at once.
+    pub fn nowhere(clock: Clock, wire: Wire) -> Self {
+        let problem = "this board has not joined a cluster".to_owned();
+        let link = channel::Sender::new(Link::Down { since: Instant::now(), problem });
+        let server = Server { host: "none".to_owned(), port: 0 };
+        let open = tokio::sync::Mutex::default();
+        let dialer = Arc::new(Dialer { server, tls: None, token: None, wire, clock, link, open });
+        let client = kube::Client::new(Service(dialer.clone()), "default");
+        Self { client, dialer, certificate: Arc::default() }
+    }
+
+    /// Whether there is a cluster at all.
+    pub fn is_somewhere(&self) -> bool {
+        self.dialer.tls.is_some()
     }
 
     /// For typed requests.
