@@ -13,7 +13,7 @@ use telemetry::{
 };
 
 use super::{
-    EngineConfig, engine,
+    EngineConfig, engine, node,
     raw::{self, LogFormat, Raw},
     relays,
 };
@@ -55,6 +55,8 @@ pub struct Config {
     pub board_metrics: Option<telemetry::board_metrics::Options>,
     /// Containers and images.
     pub engine: EngineConfig,
+    /// The board as a Kubernetes node, if it is to be one.
+    pub node: Option<cluster_node::options::Options>,
 }
 
 pub(super) fn wrong<T>(key: &str, problem: impl Into<String>) -> Result<T, Wrong> {
@@ -88,6 +90,7 @@ impl Config {
         let spool = raw.uploads.spool.unwrap_or_else(|| data_dir.join("spool"));
         Ok(Self {
             engine: engine::check(raw.engine)?,
+            node: node::check(raw.node, &name, &data_dir, &run_dir)?,
             board_metrics: board_metrics(raw.board_metrics, &data_dir)?,
             uploads: relays::uploads(relay_s3.as_ref(), raw.uploads.part_bytes.0, &spool)?,
             spool,
@@ -140,7 +143,7 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn address(key: &str, text: &str) -> Result<SocketAddr, Wrong> {
+pub(super) fn address(key: &str, text: &str) -> Result<SocketAddr, Wrong> {
     text.parse()
         .or_else(|_| wrong(key, format!("{text:?} is no address; write it like \"127.0.0.1:1883\" or \"[::]:8883\"")))
 }

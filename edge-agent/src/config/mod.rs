@@ -5,6 +5,7 @@
 
 mod checked;
 mod engine;
+mod node;
 pub mod raw;
 mod relays;
 mod show;

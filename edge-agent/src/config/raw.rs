@@ -27,6 +27,8 @@ pub struct Raw {
     pub board_metrics: BoardMetrics,
     /// Containers and images.
     pub engine: Engine,
+    /// The board as a Kubernetes node.
+    pub node: Node,
 }
 
 /// How log lines look.
@@ -267,6 +269,61 @@ impl Default for Engine {
             cni_conf_dir: None,
             cni_bin_dir: container_engine::network::CniOptions::default().bin_dirs,
             seccomp_profile: None,
+        }
+    }
+}
+
+/// `[node]`; without a cluster to join it does nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Whether the board is a node once it has joined.
+    pub enabled: bool,
+    /// Its name in the cluster; `agent.name` where it is not set.
+    pub name: Option<String>,
+    /// The address that the cluster reaches it by; that of the default route's interface where it is not set.
+    pub address: Option<String>,
+    /// Labels that it registers with.
+    pub labels: BTreeMap<String, String>,
+    /// `KEY=VALUE:EFFECT`, in force from its registration.
+    pub taints: Vec<String>,
+    /// What pods do not get, as quantities of `cpu`, `memory`, `ephemeral-storage` and `pid`.
+    pub reserved: BTreeMap<String, String>,
+    /// Addresses of pods; what the cluster says where it is not set.
+    pub pod_cidr: Option<String>,
+    /// The kubelet's API.
+    pub listen: String,
+    /// `/healthz` of the kubelet; empty switches it off.
+    pub healthz: String,
+    /// The kubelet's folder: volumes of pods, sockets of device plugins.
+    pub kubelet_dir: PathBuf,
+    /// `pods` and `containers` in it have the logs.
+    pub log_dir: PathBuf,
+    /// Static pods.
+    pub manifests: PathBuf,
+    /// Time between two renewals of the node's lease.
+    pub lease_renew: Span,
+    /// Pods at the most.
+    pub max_pods: u32,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            name: None,
+            address: None,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            reserved: BTreeMap::new(),
+            pod_cidr: None,
+            listen: "0.0.0.0:10250".into(),
+            healthz: "127.0.0.1:10248".into(),
+            kubelet_dir: "/var/lib/kubelet".into(),
+            log_dir: "/var/log".into(),
+            manifests: "/etc/edge-agent/manifests".into(),
+            lease_renew: Span(Duration::from_secs(10)),
+            max_pods: 110,
         }
     }
 }
