@@ -145,7 +145,8 @@ impl Api {
         let certificate = Arc::new(certificate);
         let tls = tls::config(ca, certificate.clone())?;
         let link = channel::Sender::new(Link::Unknown);
-        let dialer = Arc::new(Dialer { server, tls: Some(tls), token, wire, clock, link, open: tokio::sync::Mutex::default() });
+        let dialer =
+            Arc::new(Dialer { server, tls: Some(tls), token, wire, clock, link, open: tokio::sync::Mutex::default() });
         let client = kube::Client::new(Service(dialer.clone()), "default");
         Ok(Self { client, dialer, certificate })
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{DownwardAPIVolumeFile, Pod, ResourceFieldSelector, ResourceRequirements},
+    api::core::v1::{Container, DownwardAPIVolumeFile, Pod, ResourceFieldSelector, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
 
@@ -35,7 +35,8 @@ pub fn files(
     Ok(payload)
 }
 
-fn field_of(pod: &Pod, path: &str) -> Result<String, Problem> {
+/// A field that never changes while the pod lives.
+pub(crate) fn field_of(pod: &Pod, path: &str) -> Result<String, Problem> {
     let metadata = &pod.metadata;
     let unsupported = || Problem::Invalid(format!("unsupported fieldPath: {path}"));
     let text = |it: &Option<String>| it.clone().unwrap_or_default();
@@ -94,14 +95,26 @@ fn resource_of(
     selector: &ResourceFieldSelector,
     allocatable: &BTreeMap<String, Quantity>,
 ) -> Result<String, Problem> {
-    let wanted = &selector.resource;
     let name = selector.container_name.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref();
     let all = spec.into_iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
     let container = all.into_iter().find(|it| it.name == name);
     let container = container.ok_or_else(|| Problem::Invalid(format!("container {name} not found")))?;
+    amount_of(pod, container, selector, allocatable)
+}
+
+/// A resource of a container, in whole divisors, rounded up. Where it has no limit, that of the pod, else all that the node
+/// gives to pods.
+pub(crate) fn amount_of(
+    pod: &Pod,
+    container: &Container,
+    selector: &ResourceFieldSelector,
+    allocatable: &BTreeMap<String, Quantity>,
+) -> Result<String, Problem> {
+    let wanted = &selector.resource;
     let none = ResourceRequirements::default();
     let resources = container.resources.as_ref().unwrap_or(&none);
+    let whole = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()).and_then(|it| it.limits.as_ref());
     let unsupported = || Problem::Invalid(format!("unsupported container resource : {wanted}"));
     let (list, resource) = wanted.split_once('.').ok_or_else(unsupported)?;
     let is_known = matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-");
@@ -109,8 +122,9 @@ fn resource_of(
         _ if !is_known => return Err(unsupported()),
         "limits" => {
             let own = resources.limits.as_ref().and_then(|limits| limits.get(resource));
-            let own = own.filter(|own| Amount::parse(&own.0).is_none_or(|it| it != Amount::ZERO));
-            own.or_else(|| allocatable.get(resource))
+            let some = |it: &&Quantity| Amount::parse(&it.0).is_none_or(|it| it != Amount::ZERO);
+            let whole = || whole.and_then(|limits| limits.get(resource)).filter(some);
+            own.filter(some).or_else(whole).or_else(|| allocatable.get(resource))
         }
         "requests" => resources.requests.as_ref().and_then(|requests| requests.get(resource)),
         _ => return Err(unsupported()),

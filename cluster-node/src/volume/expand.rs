@@ -1,16 +1,21 @@
 //! `$(NAME)` in `subPathExpr`, as in commands; pure.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{Problem, place};
 
 /// Longest result.
 const MAX: usize = 4096;
 
-/// The sub-path. Every name must be in the environment, and the result must stay in the volume.
-pub fn sub_path(expression: &str, env: &BTreeMap<String, String>) -> Result<String, Problem> {
+/// `text` with each `$(NAME)` replaced by what `lookup` says; `$$` is a dollar, any other dollar stands for itself. `None`:
+/// `lookup` said so, or the result is longer than `max` bytes.
+pub(crate) fn expand<'a>(
+    text: &str,
+    max: usize,
+    mut lookup: impl FnMut(&str) -> Option<Cow<'a, str>>,
+) -> Option<String> {
     let mut out = String::new();
-    let mut rest = expression;
+    let mut rest = text;
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
         rest = &rest[at + 1..];
@@ -18,17 +23,35 @@ pub fn sub_path(expression: &str, env: &BTreeMap<String, String>) -> Result<Stri
             out.push('$');
             rest = after;
         } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|it| it.split_once(')')) {
-            let missing = || Problem::Missing(format!("missing value for {name:?}"));
-            out.push_str(env.get(name).ok_or_else(missing)?);
+            out.push_str(&lookup(name)?);
             rest = after;
         } else {
             out.push('$');
         }
-        if out.len() > MAX {
-            break;
+        if out.len() > max {
+            return None;
         }
     }
     out.push_str(rest);
+    (out.len() <= max).then_some(out)
+}
+
+/// The sub-path. Every name must be in the environment, and the result must stay in the volume.
+pub fn sub_path(expression: &str, env: &BTreeMap<String, String>) -> Result<String, Problem> {
+    let mut missing = None;
+    let lookup = |name: &str| {
+        let value = env.get(name);
+        if value.is_none() {
+            missing = Some(name.to_owned());
+        }
+        value.map(Cow::from)
+    };
+    let Some(out) = expand(expression, MAX, lookup) else {
+        return Err(match missing {
+            Some(name) => Problem::Missing(format!("missing value for {name:?}")),
+            None => Problem::Invalid(format!("subPathExpr gives a path of more than {MAX} bytes")),
+        });
+    };
     if out.contains('`') {
         return Err(Problem::Invalid("subPathExpr must not give a path with a backtick".to_owned()));
     }

@@ -29,6 +29,8 @@ mod tree;
 mod usage;
 mod volumes;
 
+pub(crate) use downward::{amount_of, field_of};
 pub use error::{Problem, VolumeError};
+pub(crate) use expand::expand;
 pub use model::{ContainerMounts, Facts, PodMounts, Ready, Source, Usage, VolumeUsage};
 pub use volumes::{Volumes, Wanted};

@@ -112,8 +112,8 @@ impl Containers {
         let config = self.config_of(&entry.id).map_err(failed)?;
         let who = match &spec.user {
             Some(name) if !name.is_empty() => {
-                let groups = entry.with(|record| record.spec.groups.clone());
-                Some(user::lookup(&self.root_of(entry), name, &groups)?)
+                let (groups, how) = entry.with(|record| (record.spec.groups.clone(), record.spec.user_lookup));
+                Some(user::lookup(&self.root_of(entry), name, &groups, how)?)
             }
             _ => None,
         };

@@ -31,10 +31,14 @@ pub struct ContainerSpec {
     pub user: Option<String>,
     /// Further groups, names or numbers.
     pub groups: Vec<String>,
+    /// How the two are looked up.
+    pub user_lookup: UserLookup,
     /// With a terminal.
     pub tty: bool,
     /// Standard input stays open until a client closes it.
     pub stdin: bool,
+    /// Standard input is closed for good when the first client that attached to it has gone.
+    pub stdin_once: bool,
     /// For people and selectors.
     pub labels: BTreeMap<String, String>,
     /// Go into the OCI configuration.
@@ -89,7 +93,21 @@ pub struct ContainerSpec {
     pub priority: i32,
 }
 
-/// `/etc/resolv.conf`; empty lists mean the network's resolver, or the host's.
+/// How users and groups are looked up in the image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UserLookup {
+    /// Docker's way: a number is a name first, if the image has it; a user's groups count unless a group is named.
+    #[default]
+    Docker,
+    /// Kubernetes' way: a number is an id, whatever the image says; the groups that the image puts the user into always count.
+    Merge,
+    /// A number is an id; of the image's groups only the user's first counts.
+    Strict,
+}
+
+/// `/etc/resolv.conf`; empty lists mean the network's resolver, or the host's, and a lone dot among search domains or options
+/// means none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dns {

@@ -220,7 +220,7 @@ impl Containers {
         tokio::task::spawn_blocking(move || {
             let spec = &asked.spec;
             let name = spec.user.as_deref().unwrap_or(&asked.facts.defaults.user);
-            let user = user::lookup(&rootfs, name, &spec.groups)?;
+            let user = user::lookup(&rootfs, name, &spec.groups, spec.user_lookup)?;
             sources(&asked)?;
             let devices = devices::of(spec)?;
             let blkio = devices::blkio(&spec.resources).map_err(StartError::NoDevice)?;
@@ -359,7 +359,7 @@ impl Containers {
             log,
             tty: spec.tty,
             stdin: spec.stdin,
-            stdin_once: false,
+            stdin_once: spec.stdin_once,
             terminal_size: None,
             cgroups: self.0.parts.cgroups.dirs(&self.shim_cgroup()),
             start_within_s: 120,

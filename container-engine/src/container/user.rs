@@ -7,6 +7,8 @@ use std::{fs::File, io, io::Read, os::fd::AsFd, path::Path};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
+use super::UserLookup;
+
 /// Largest file that is read.
 const MAX_FILE: u64 = 4 << 20;
 /// The kernel takes no more (`NGROUPS_MAX`).
@@ -52,10 +54,10 @@ pub enum UserError {
 }
 
 /// Looks up `user` (`name|uid[:group|gid]`; empty: root) and the further `groups` in `rootfs`. Blocking.
-pub fn lookup(rootfs: &Path, user: &str, groups: &[String]) -> Result<User, UserError> {
+pub fn lookup(rootfs: &Path, user: &str, groups: &[String], how: UserLookup) -> Result<User, UserError> {
     let passwd = read(rootfs, "/etc/passwd")?;
     let group = read(rootfs, "/etc/group")?;
-    resolve(&passwd, &group, user, groups)
+    resolve(&passwd, &group, user, groups, how)
 }
 
 /// A small regular file of the container; empty where there is none.
@@ -131,15 +133,16 @@ fn groups_of(group: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// Names are looked for first, also those that read as numbers.
-fn resolve(passwd: &str, group: &str, user: &str, more: &[String]) -> Result<User, UserError> {
+/// Where Docker's way is wanted, names are looked for first, also those that read as numbers.
+fn resolve(passwd: &str, group: &str, user: &str, more: &[String], how: UserLookup) -> Result<User, UserError> {
     let (user, primary) = match user.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (user, None),
     };
     let user = if user.is_empty() { "0" } else { user };
     let number = user.parse::<u32>().ok();
-    let known = users(passwd).find(|entry| entry.name == user);
+    let is_name = number.is_none() || how == UserLookup::Docker;
+    let known = users(passwd).find(|entry| is_name && entry.name == user);
     let known = known.or_else(|| users(passwd).find(|entry| Some(entry.uid) == number));
     let (uid, mut gid) = match (&known, number) {
         (Some(entry), _) => (entry.uid, entry.gid),
@@ -147,19 +150,22 @@ fn resolve(passwd: &str, group: &str, user: &str, more: &[String]) -> Result<Use
         (None, None) => return Err(UserError::NoUser(user.to_owned())),
     };
     let mut groups = Vec::new();
-    match primary {
-        Some(primary) => gid = gid_of(group, primary)?,
-        None => {
-            if let Some(entry) = &known {
-                let member = |group: &Group| group.members.split(',').any(|name| name == entry.name);
-                groups.extend(groups_of(group).filter(member).map(|group| group.gid));
-            }
-        }
+    if let Some(primary) = primary {
+        gid = gid_of(group, primary, how)?;
+    }
+    let with_members = match how {
+        UserLookup::Docker => primary.is_none(),
+        UserLookup::Merge => true,
+        UserLookup::Strict => false,
+    };
+    if let Some(entry) = known.as_ref().filter(|_| with_members) {
+        let member = |group: &Group| group.members.split(',').any(|name| name == entry.name);
+        groups.extend(groups_of(group).filter(member).map(|group| group.gid));
     }
     // The first group stands among the others as well, or a process could shed it to get past a group's denial.
     groups.insert(0, gid);
     for name in more {
-        groups.push(gid_of(group, name)?);
+        groups.push(gid_of(group, name, how)?);
     }
     let mut seen = std::collections::BTreeSet::new();
     groups.retain(|gid| seen.insert(*gid));
@@ -169,7 +175,11 @@ fn resolve(passwd: &str, group: &str, user: &str, more: &[String]) -> Result<Use
     Ok(User { uid, gid, groups, home })
 }
 
-fn gid_of(group: &str, name: &str) -> Result<u32, UserError> {
+fn gid_of(group: &str, name: &str, how: UserLookup) -> Result<u32, UserError> {
+    let number = name.parse().ok().filter(|_| how != UserLookup::Docker);
+    if let Some(number) = number {
+        return Ok(number);
+    }
     let known = groups_of(group).find(|entry| entry.name == name).map(|entry| entry.gid);
     known.or_else(|| name.parse().ok()).ok_or_else(|| UserError::NoGroup(name.to_owned()))
 }
@@ -186,7 +196,7 @@ mod tests {
         #[track_caller]
         fn check(user: &str, more: &[&str], want: Option<(u32, u32, &[u32], &str)>) {
             let more: Vec<String> = more.iter().map(|name| (*name).to_owned()).collect();
-            let got = resolve(PASSWD, GROUP, user, &more).ok();
+            let got = resolve(PASSWD, GROUP, user, &more, UserLookup::Docker).ok();
             let want =
                 want.map(|(uid, gid, groups, home)| User { uid, gid, groups: groups.to_vec(), home: home.to_owned() });
             assert_eq!(got, want, "{user} {more:?}");
@@ -209,34 +219,57 @@ mod tests {
     }
 
     #[test]
+    fn users_of_pods() {
+        #[track_caller]
+        fn check(user: &str, more: &[&str], merged: Option<(u32, u32, &[u32])>, strict: Option<(u32, u32, &[u32])>) {
+            let more: Vec<String> = more.iter().map(|name| (*name).to_owned()).collect();
+            for (how, want) in [(UserLookup::Merge, merged), (UserLookup::Strict, strict)] {
+                let got = resolve(PASSWD, GROUP, user, &more, how).ok();
+                let got = got.as_ref().map(|user| (user.uid, user.gid, user.groups.as_slice()));
+                assert_eq!(got, want, "{user} {more:?} {how:?}");
+            }
+        }
+        check("1000", &[], Some((1000, 1001, &[1001, 10, 20])), Some((1000, 1001, &[1001])));
+        check("app", &["7"], Some((1000, 1001, &[1001, 10, 20, 7])), Some((1000, 1001, &[1001, 7])));
+        check("1000:5", &[], Some((1000, 5, &[5, 10, 20])), Some((1000, 5, &[5])));
+        check("4242", &["9"], Some((4242, 0, &[0, 9])), Some((4242, 0, &[0, 9])));
+        // What reads as a number is one, whatever the image calls so.
+        check("77", &[], Some((77, 0, &[0])), Some((77, 0, &[0])));
+        check("nobody", &[], None, None);
+        let group = "3000:x:0:\n";
+        let user = resolve("", group, "1:3000", &["3000".to_owned()], UserLookup::Merge).unwrap();
+        assert_eq!((user.gid, user.groups), (3000, vec![3000]));
+    }
+
+    #[test]
     fn hostile_files_do_no_harm() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         std::fs::create_dir_all(root.join("etc")).unwrap();
         let etc = |name: &str| root.join("etc").join(name);
         // Nothing there: numbers go, names do not.
-        assert_eq!(lookup(&root, "7", &[]).unwrap().uid, 7);
-        assert!(matches!(lookup(&root, "app", &[]), Err(UserError::NoUser(_))));
+        assert_eq!(lookup(&root, "7", &[], UserLookup::Docker).unwrap().uid, 7);
+        assert!(matches!(lookup(&root, "app", &[], UserLookup::Docker), Err(UserError::NoUser(_))));
         // A link out of the root ends inside it.
         std::fs::write(dir.path().join("secret"), "host:x:1:1::/:\n").unwrap();
         std::os::unix::fs::symlink("../../../../../../secret", etc("passwd")).unwrap();
-        assert!(matches!(lookup(&root, "host", &[]), Err(UserError::NoUser(_))));
+        assert!(matches!(lookup(&root, "host", &[], UserLookup::Docker), Err(UserError::NoUser(_))));
         std::fs::remove_file(etc("passwd")).unwrap();
         // A pipe that nobody writes to.
         rustix::fs::mknodat(rustix::fs::CWD, etc("passwd"), FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
-        assert!(matches!(lookup(&root, "0", &[]), Err(UserError::File { .. })));
+        assert!(matches!(lookup(&root, "0", &[], UserLookup::Docker), Err(UserError::File { .. })));
         std::fs::remove_file(etc("passwd")).unwrap();
         // A folder, a loop, a file without end.
         std::fs::create_dir(etc("passwd")).unwrap();
-        assert!(matches!(lookup(&root, "0", &[]), Err(UserError::File { .. })));
+        assert!(matches!(lookup(&root, "0", &[], UserLookup::Docker), Err(UserError::File { .. })));
         std::fs::remove_dir(etc("passwd")).unwrap();
         std::os::unix::fs::symlink("passwd", etc("passwd")).unwrap();
-        assert!(matches!(lookup(&root, "0", &[]), Err(UserError::File { .. })));
+        assert!(matches!(lookup(&root, "0", &[], UserLookup::Docker), Err(UserError::File { .. })));
         std::fs::remove_file(etc("passwd")).unwrap();
         File::create(etc("passwd")).unwrap().set_len(MAX_FILE + 1).unwrap();
-        assert!(matches!(lookup(&root, "0", &[]), Err(UserError::File { .. })));
+        assert!(matches!(lookup(&root, "0", &[], UserLookup::Docker), Err(UserError::File { .. })));
         // No text at all.
         std::fs::write(etc("passwd"), [0xff, b'\n', b':', b':', b'\n', 0]).unwrap();
-        assert_eq!(lookup(&root, "0", &[]).unwrap().uid, 0);
+        assert_eq!(lookup(&root, "0", &[], UserLookup::Docker).unwrap().uid, 0);
     }
 }

@@ -76,8 +76,8 @@ pub fn resolv_conf(host: &HostConf, attached: &Attached, wanted: &Dns) -> String
     if !search.is_empty() {
         text.push_str(&format!("search {}\n", search.join(" ")));
     }
+    let options: Vec<&str> = options.iter().map(|word| one_line(word)).filter(|word| *word != ".").collect();
     if !options.is_empty() {
-        let options: Vec<&str> = options.iter().map(|word| one_line(word)).collect();
         text.push_str(&format!("options {}\n", options.join(" ")));
     }
     text
@@ -150,6 +150,8 @@ mod tests {
             options: vec!["ndots:5".into()],
         };
         check(&host, &named, &wish, "nameserver 9.9.9.9|options ndots:5");
+        let none = Dns { search: vec![".".into()], options: vec![".".into()], ..Dns::default() };
+        check(&host, &attached("bridge"), &none, "nameserver 192.0.2.53");
         let evil = Dns { search: vec!["a\nnameserver 6.6.6.6".into()], ..Dns::default() };
         check(&host, &attached("bridge"), &evil, "nameserver 192.0.2.53|search a|options edns0");
     }

@@ -336,8 +336,8 @@ fn check(spec: &ContainerSpec, args: &[String]) -> Result<(), ConfigError> {
     }
     if let Some(hostname) = &spec.hostname {
         let plain = hostname.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
-        if !plain || hostname.is_empty() || hostname.len() > 63 {
-            return Err(ConfigError::invalid("hostname", hostname, "must be 1 to 63 letters, digits, '-' or '.'"));
+        if !plain || hostname.is_empty() || hostname.len() > 64 {
+            return Err(ConfigError::invalid("hostname", hostname, "must be 1 to 64 letters, digits, '-' or '.'"));
         }
     }
     if spec.security.privileged && !matches!(spec.userns, super::UserNamespace::Host) {
