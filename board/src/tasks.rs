@@ -7,6 +7,8 @@
 #[cfg(panic = "abort")]
 compile_error!("a panic must stay inside its service: build with panic = \"unwind\"");
 
+mod parts;
+
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -17,6 +19,8 @@ use std::{
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+pub use parts::{PartEnded, Parts};
 
 /// How a service is, in words for `status`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -100,6 +104,11 @@ impl Health {
         entry.0 = state;
     }
 
+    /// The service is no more.
+    fn forget(&self, name: &'static str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).services.remove(name);
+    }
+
     fn restarted(&self, name: &'static str) {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         entries.services.entry(name).or_insert((State::Starting, 0)).1 += 1;
@@ -134,11 +143,6 @@ impl Context {
     /// The name the service was registered under.
     pub fn name(&self) -> &'static str {
         self.name
-    }
-
-    /// A supervisor for the parts of this service: how they are shows beside it.
-    pub fn parts(&self) -> Supervisor {
-        Supervisor { services: Vec::new(), health: self.health.clone() }
     }
 
     /// A context with no supervisor, for tests and one-shot commands.

@@ -26,6 +26,7 @@ pub use changed::ChangedPods;
 pub use connection::{Connection, MAX_OBJECT};
 pub use error::ObjectError;
 pub use objects::Objects;
+pub(crate) use objects::is_static;
 pub use pull_secret::Keyring;
 pub use reference::{References, claim_of, of as references_of};
 pub use seal::SealError;

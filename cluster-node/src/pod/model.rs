@@ -5,12 +5,7 @@
 //!
 //! Elsewhere: where pods come from (`source`), who acts (`runtime`), how it is decided (`decide`).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
@@ -31,6 +26,8 @@ pub mod label {
     pub const KIND: &str = "edge-agent/kind";
     /// Of the definition it was made from.
     pub const HASH: &str = "edge-agent/hash";
+    /// The start of the machine it was made in.
+    pub const BOOT: &str = "edge-agent/boot";
 }
 
 /// Which pod.
@@ -199,6 +196,8 @@ pub struct Instance {
     pub life: Life,
     /// Limits it has.
     pub resources: container_engine::container::Resources,
+    /// It was made before the machine was started the last time.
+    pub before_reboot: bool,
 }
 
 impl Instance {
@@ -240,17 +239,6 @@ pub struct Problem {
     pub retry: Option<Timestamp>,
 }
 
-/// What probes have found of one container.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Verdicts {
-    /// Startup.
-    pub startup: Option<bool>,
-    /// Liveness.
-    pub liveness: Option<bool>,
-    /// Readiness.
-    pub readiness: Option<bool>,
-}
-
 /// What a pod's worker remembers.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
@@ -260,12 +248,10 @@ pub struct Memory {
     pub problems: BTreeMap<String, Problem>,
     /// By [`decide::backoff::key`](super::decide::backoff::key).
     pub backoffs: BTreeMap<String, super::decide::backoff::Backoff>,
-    /// By instance.
-    pub verdicts: BTreeMap<String, Verdicts>,
     /// Instances that are being stopped, and the grace they were given, seconds.
     pub stopping: BTreeMap<String, i64>,
-    /// Instances whose hook after the start has not ended.
-    pub hooks: BTreeSet<String>,
+    /// The container that is being started, its hook included.
+    pub starting: Option<String>,
 }
 
 /// What the node knows that pods depend on.
@@ -284,6 +270,8 @@ pub struct Facts {
 pub enum KillReason {
     /// Its definition changed, or nobody knows its state.
     Changed,
+    /// Its `postStart` hook failed.
+    Hook,
     /// Its liveness probe failed.
     Liveness,
     /// Its startup probe failed.

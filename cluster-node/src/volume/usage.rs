@@ -20,6 +20,13 @@ pub struct Place {
     claim: Option<String>,
 }
 
+impl Place {
+    /// Where it lies, and the claim that it comes from.
+    pub fn told(self) -> (PathBuf, Option<String>) {
+        (self.path, self.claim)
+    }
+}
+
 /// Where a volume lies; `None` for what is not the pod's own, such as paths of the host. `pv` is the persistent volume that
 /// the claim is bound to.
 pub fn place_of(dir: &PodDir, volume: &Volume, claim: Option<String>, pv: Option<String>) -> Option<Place> {

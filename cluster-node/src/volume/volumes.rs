@@ -252,18 +252,32 @@ impl Volumes {
 
     /// What a pod's volumes take. Those that are not ready are left out.
     pub async fn usage(&self, pod: &Pod) -> Usage {
-        let Ok(dir) = self.dir(pod) else { return Usage::default() };
         let mut all = BTreeMap::new();
-        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        for (name, place) in self.places(pod) {
+            let measured = blocking(move || usage::measure(&place)).await;
+            all.extend(measured.ok().flatten().map(|it| (name, it)));
+        }
+        Usage { volumes: all }
+    }
+
+    /// Where a pod's volumes lie that take room of the node: name, path, and the claim that it comes from.
+    pub fn dirs(&self, pod: &Pod) -> Vec<(String, PathBuf, Option<String>)> {
+        let told = self.places(pod).into_iter().map(|(name, place)| {
+            let (path, claim) = place.told();
+            (name, path, claim)
+        });
+        told.collect()
+    }
+
+    fn places(&self, pod: &Pod) -> Vec<(String, usage::Place)> {
+        let Ok(dir) = self.dir(pod) else { return Vec::new() };
+        let place = |volume: &Volume| {
             let claim = crate::object::claim_of(volume, pod.metadata.name.as_deref().unwrap_or_default());
             let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
             let pv = claim.as_ref().and_then(|claim| self.0.objects.cache().claim(namespace, claim)?.spec?.volume_name);
-            if let Some(place) = usage::place_of(&dir, volume, claim, pv) {
-                let measured = blocking(move || usage::measure(&place)).await;
-                all.extend(measured.ok().flatten().map(|it| (volume.name.clone(), it)));
-            }
-        }
-        Usage { volumes: all }
+            usage::place_of(&dir, volume, claim, pv).map(|place| (volume.name.clone(), place))
+        };
+        pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter_map(place).collect()
     }
 
     /// Uids of pods that have a folder and are not among `keep`: to be torn down.

@@ -11,7 +11,7 @@ use k8s_openapi::{
 use super::quantity::Amount;
 
 /// From this priority on a pod is critical for its node.
-const CRITICAL: i32 = 2_000_000_000;
+pub const CRITICAL: i32 = 2_000_000_000;
 /// Least and most shares.
 const SHARES: (i64, i64) = (2, 262_144);
 /// Least limit of memory that the engine starts a container with, bytes.
