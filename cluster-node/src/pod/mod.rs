@@ -8,3 +8,4 @@ pub mod probe;
 pub mod runtime;
 pub mod source;
 pub mod spec;
+pub mod status_manager;
