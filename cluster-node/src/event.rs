@@ -1,1 +1,0 @@
-//! Events with the kubelet's reasons: aggregated, bounded, kept while the link is down.
