@@ -7,6 +7,9 @@
 //!
 //! Elsewhere: what is done with it (`pod::source`, `pod::status_manager`).
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -303,10 +306,7 @@ fn trusted(pod: Pod, node: &str) -> Option<Pod> {
 
 /// Whether the pod's worker has to hear of it: the node's own status coming back is no news.
 fn is_news(old: &Pod, new: &Pod) -> bool {
-    old.spec != new.spec
-        || !is_same_meta(old, new)
-        || others_conditions(old) != others_conditions(new)
-        || (phase(old) != phase(new) && is_terminal(phase(new)))
+    is_to_keep(old, new) || (phase(old) != phase(new) && is_terminal(phase(new)))
 }
 
 /// Whether the cache must have it: as before, but the disk is spared what the status manager keeps.
@@ -346,4 +346,12 @@ pub(super) fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
 /// Namespace and name of a pod.
 pub(super) fn full_name(pod: &Pod) -> FullName {
     (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
+}
+
+#[cfg(test)]
+impl Known {
+    /// As after a list of the API server.
+    pub(in crate::pod) fn test_bound(&self, pods: Vec<Pod>, node: &str) {
+        self.change(|table| table.listed(pods, node));
+    }
 }

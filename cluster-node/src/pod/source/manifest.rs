@@ -315,7 +315,7 @@ spec:
         check("  serviceAccountName: x\n", "serviceaccounts");
         check("  imagePullSecrets: [{name: x}]\n", "secrets");
         check("  resourceClaims: [{name: x}]\n", "resourceclaims");
-        check("    env: [{name: A, valueFrom: {secretKeyRef: {name: x, key: y}}}]\n", "secrets");
+        check("    env: [{name: A, valueFrom: {secretKeyRef: {name: x, key: k}}}]\n", "secrets");
         check("    envFrom: [{configMapRef: {name: x}}]\n", "configmaps");
         check("  volumes: [{name: v, secret: {secretName: x}}]\n", "secrets (via secret volumes)");
         check("  volumes: [{name: v, configMap: {name: x}}]\n", "configmaps (via configmap volumes)");

@@ -7,6 +7,9 @@
 //!
 //! Elsewhere: who sends (`send`), who writes (`status_manager`).
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use board::tasks::backoff;
@@ -54,6 +57,7 @@ struct Entry {
     echo: Option<Echo>,
     is_on_its_way: bool,
     is_finished: bool,
+    is_refused: bool,
     tries: u32,
     until: Option<Instant>,
 }
@@ -112,7 +116,7 @@ impl Book {
             Some(entry) => {
                 entry.kept = kept;
                 entry.version += 1;
-                (entry.tries, entry.until) = (0, None);
+                (entry.tries, entry.until, entry.is_refused) = (0, None, false);
             }
             // More than any node has: the source takes no more pods either.
             None if is_full => return (status, false),
@@ -215,7 +219,7 @@ impl Book {
         };
         match answer {
             Answer::Taken(pod) => {
-                entry.tries = 0;
+                (entry.tries, entry.is_refused) = (0, false);
                 if entry.told == work.version {
                     entry.until = Some(now + AGAIN);
                 }
@@ -239,7 +243,7 @@ impl Book {
             }
             Answer::Refused(problem) => {
                 wait(entry, REFUSED);
-                (entry.tries == 1).then_some(problem)
+                (!std::mem::replace(&mut entry.is_refused, true)).then_some(problem)
             }
         }
     }
