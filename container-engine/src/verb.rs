@@ -6,6 +6,7 @@ use std::{ffi::OsString, process::ExitCode};
 /// Runs the hidden verb that `args` (without the program's name) names; `None` where it names none.
 ///
 /// * `container-init`: the first process of a container that asks for one (`container`).
+/// * `shared-namespaces`: makes what the containers of a pod share (`container`).
 /// * `shim`: stays with one container (`shim`).
 /// * `oci-runtime`: runc's command line on libcontainer (`runtime`).
 /// * `unpack`: one layer from standard input to a tree, confined (`snapshot`).
@@ -21,6 +22,7 @@ type Verb = fn(&[OsString]) -> ExitCode;
 const VERBS: &[(&str, Verb)] = &[
     ("container-init", crate::container::init::main),
     ("oci-runtime", crate::runtime::main),
+    ("shared-namespaces", crate::container::pause::main),
     ("shim", crate::shim::server::main),
     ("unpack", crate::snapshot::unpack_verb),
 ];
