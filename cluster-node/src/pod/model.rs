@@ -26,6 +26,10 @@ pub mod label {
     pub const KIND: &str = "edge-agent/kind";
     /// Of the definition it was made from.
     pub const HASH: &str = "edge-agent/hash";
+    /// `NAME@DIGEST` of its image.
+    pub const IMAGE: &str = "edge-agent/image";
+    /// Its `terminationMessagePolicy`.
+    pub const MESSAGE_POLICY: &str = "edge-agent/termination-message-policy";
     /// The start of the machine it was made in.
     pub const BOOT: &str = "edge-agent/boot";
 }

@@ -94,6 +94,12 @@ impl Networks {
         book.sandboxes.get(sandbox).filter(|sandbox| sandbox.complete).map(|sandbox| self.0.told(&book, sandbox))
     }
 
+    /// Every sandbox that is known, whole or not, and whose it is.
+    pub fn sandboxes(&self) -> Vec<(String, crate::owner::Owner)> {
+        let book = lock(&self.0.book);
+        book.sandboxes.values().map(|sandbox| (sandbox.id.clone(), sandbox.owner.clone())).collect()
+    }
+
     /// Puts a running sandbox on a further network of its owner.
     pub async fn connect(&self, sandbox: &str, to: Attachment) -> Result<Interface, AttachError> {
         let guard = self.gate(sandbox).await;

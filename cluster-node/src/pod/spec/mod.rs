@@ -25,7 +25,9 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-pub use container::{Granted, Input, Place, container};
+pub use container::{Granted, Input, Place, container, termination_path};
+pub use hosts::hosts_file;
+pub use pod::{attach_request, hostname, owner, pod_resources, sandbox_id};
 pub use env::{Env, Needs, Sources, VolumeFile, environment, needs};
 pub use security::{is_privileged, seccomp_profile};
 
