@@ -105,7 +105,7 @@ impl Recorder {
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return,
-                _ = link.wait_for(|link| *link == Link::Up), if is_down => return,
+                () = is_up(link), if is_down => return,
                 () = self.0.news.notified() => {
                     sleep(COLLECT).await;
                     self.keep().await;
@@ -125,6 +125,10 @@ impl Recorder {
             Err(error) => tracing::warn!(%error, "events that were sent cannot be removed from the store"),
         }
     }
+}
+
+async fn is_up(link: &mut tokio::sync::watch::Receiver<Link>) {
+    let _ = link.wait_for(|link| *link == Link::Up).await;
 }
 
 /// One more for each [`PACE`].

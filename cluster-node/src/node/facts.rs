@@ -8,7 +8,7 @@ use container_engine::platform::Platform;
 
 /// Version of the kubelet whose behaviour this node has. The API server and the scheduler read it, and the part behind the
 /// plus sign is for people.
-pub const KUBELET_VERSION: &str = concat!("v1.36.0+edge-agent.", env!("CARGO_PKG_VERSION"));
+pub const KUBELET_VERSION: &str = concat!("v1.36.3+edge-agent.", env!("CARGO_PKG_VERSION"));
 /// Kernels from these on mount read-only recursively, and map the ids of a tmpfs as pods with users of their own need it.
 const RECURSIVE: (u32, u32) = (5, 12);
 const MAPPED: (u32, u32) = (6, 3);

@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
+use container_engine::sys::asynchronous;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv, send,
     socket_with, sockopt,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
 
 use super::address::{Assigned, DefaultRoute, Network};
 
@@ -54,7 +55,7 @@ impl Monitor {
     /// From now on.
     pub fn open() -> io::Result<Self> {
         let socket = open(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, GROUPS)?;
-        Ok(Self(AsyncFd::with_interest(socket, Interest::READABLE)?))
+        Ok(Self(asynchronous::register(socket)?))
     }
 
     /// Until something has changed. Many changes at once are one.

@@ -2,11 +2,12 @@
 
 use std::{io, os::fd::OwnedFd};
 
+use container_engine::sys::asynchronous;
 use rustix::{
     io::{Errno, read},
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime},
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
 
 /// Seconds since 1970 that no board sees: the year 2200.
 const NEVER_S: i64 = 7_258_118_400;
@@ -19,7 +20,7 @@ impl Steps {
     pub fn open() -> io::Result<Self> {
         let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         arm(&timer)?;
-        Ok(Self(AsyncFd::with_interest(timer, Interest::READABLE)?))
+        Ok(Self(asynchronous::register(timer)?))
     }
 
     /// Until the clock was set.
