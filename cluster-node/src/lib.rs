@@ -16,4 +16,5 @@ pub mod object;
 pub mod options;
 pub mod pod;
 pub mod server;
+pub mod service;
 pub mod volume;

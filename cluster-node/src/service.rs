@@ -6,7 +6,6 @@
 //! - Joining and leaving begin everything here anew; containers go on meanwhile.
 
 use std::{
-    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -22,15 +21,17 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use store::state::State;
 use tokio::sync::{Notify, watch};
 
+mod ground;
+
 use crate::{
     api::{Api, Identity, Link, Wire, tls::TlsError},
     event::Recorder,
-    housekeeping::eviction::{self, Eviction},
+    housekeeping::eviction::Eviction,
     join::{self, Credentials, CredentialsError, JoinError, JoinOptions, Rotation, Serving},
     node::NodeObject,
     object::{Cache, CacheError, Objects},
     options::Options,
-    pod::{self, Pods, Surroundings},
+    pod::{self, Made, Making, Pods},
     server::{self, Server, ServerError},
     volume::Volumes,
 };
@@ -49,6 +50,9 @@ pub enum ServiceError {
     /// Its copies of the cluster's objects.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// Its connection.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -208,6 +212,7 @@ impl Node {
         let live = self.live().filter(|it| it.api.is_somewhere());
         if let Some(live) = &live {
             join::leave(&live.api, &self.standing().name, said).await?;
+            live.pods.end_all().await;
         }
         join::forget(&self.identity())?;
         self.0.again.notify_one();
@@ -263,34 +268,29 @@ impl Node {
         let objects = Objects::new(Arc::new(api.clone()), cache.clone(), inner.clock.clone());
         let recorder = Recorder::new(api.clone(), inner.state.clone(), &options.name, inner.clock.clone());
         let node = NodeObject::new(
-            options.clone(),
+            &options,
             api.clone(),
-            cache.clone(),
+            cache,
             engine.clone(),
             inner.clock.clone(),
             recorder.clone(),
             &cluster.configuration,
         );
-        let volumes = Volumes::new(&options.kubelet_dir, objects.clone(), engine.clone(), node.volume_facts());
-        let made = pod::Making {
+        let volumes = Volumes::new(&options.kubelet_dir, objects.clone(), engine.clone(), ground::volumes(&node));
+        let made = pod::make(Making {
             options: options.clone(),
             api: api.clone(),
-            cache,
             state: inner.state.clone(),
             objects: objects.clone(),
-            recorder: recorder.clone(),
-            node: node.clone(),
             volumes,
             engine: engine.clone(),
+            recorder: recorder.clone(),
             clock: inner.clock.clone(),
-            surroundings: surroundings(&options, &cluster, &node),
-        };
-        let made = pod::make(made);
-        let mut parts = Parts::of(context);
-        parts.start("node.objects", |context| {
-            let objects = objects.clone();
-            async move { objects.run(context).await }
+            surroundings: ground::surroundings(&options, &cluster, &node),
+            ground: ground::of(&cluster, &node),
         });
+        let mut parts = Parts::of(context);
+        parts.start("node.objects", |context| async move { objects.run(context).await });
         if let Some(credentials) = credentials {
             self.start_joined(&mut parts, &options, engine, &api, &node, &made, credentials).await?;
         } else {
@@ -298,7 +298,7 @@ impl Node {
         }
         parts.start("node.events", |context| recorder.run(context));
         let eviction = Eviction::new(
-            node.eviction_options(),
+            ground::eviction(&options, &cluster, &options.data_dir),
             Arc::new(made.pods.clone()),
             Arc::new(node.clone()),
             Arc::new(engine.clone()),
@@ -323,11 +323,11 @@ impl Node {
     async fn start_joined(
         &self,
         parts: &mut Parts,
-        options: &Options,
+        options: &Arc<Options>,
         engine: &Engine,
         api: &Api,
         node: &NodeObject,
-        made: &pod::Made,
+        made: &Made,
         credentials: Credentials,
     ) -> Result<(), ServiceError> {
         let identity = self.identity();
@@ -348,9 +348,9 @@ impl Node {
         let rotation = Rotation::new(api.clone(), identity, self.0.clock.clone(), options.clone());
         parts.start("node.certificate", |context| rotation.run(context));
         let reporter = node.clone();
-        parts.start("node.status", |context| async move { reporter.register_and_report(context).await });
+        parts.start("node.status", |context| reporter.register_and_report(context));
         let leaser = node.clone();
-        parts.start("node.lease", |context| async move { leaser.lease(context).await });
+        parts.start("node.lease", |context| leaser.lease(context));
         parts.start("node.server", |context| server.run(context));
         Ok(())
     }
@@ -395,14 +395,5 @@ impl Node {
             Some(server) => format!("{} in the cluster at {server}", standing.name),
             None => "in no cluster: `edge-agent join` makes it a node of one".to_owned(),
         }
-    }
-}
-
-fn surroundings(options: &Arc<Options>, cluster: &join::ClusterInfo, node: &NodeObject) -> Surroundings {
-    Surroundings {
-        options: options.clone(),
-        node: node.clone(),
-        cluster_dns: cluster.dns.clone().into_iter().collect::<Vec<IpAddr>>(),
-        cluster_domain: cluster.domain.clone(),
     }
 }

@@ -41,7 +41,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
 pub use build::{Facts, build};
-pub use config::Configuration;
+pub use config::{Configuration, duration};
 pub use facts::{Amounts, KUBELET_VERSION, Machine};
 pub use lease::renew_time;
 pub use resources::{Extended, Reserved, Resources};

@@ -78,7 +78,7 @@ enum Happened {
 }
 
 impl Manager {
-    pub(crate) fn new(
+    pub(super) fn new(
         shared: Arc<Shared>,
         engine: Engine,
         changes: mpsc::Receiver<Change>,
@@ -212,9 +212,7 @@ impl Manager {
     fn has_predecessor(&self, key: &PodKey) -> bool {
         let is_alive = |entry: &&Entry| matches!(entry.phase, Phase::Working | Phase::Waiting);
         let mut same = self.entries.values().filter(is_alive);
-        same.any(|entry| {
-            entry.key.name == key.name && entry.key.namespace == key.namespace && entry.key.uid != key.uid
-        })
+        same.any(|entry| entry.key.name == key.name && entry.key.namespace == key.namespace && entry.key.uid != key.uid)
     }
 
     fn begin(&mut self, uid: &str, context: &Context) {
@@ -279,7 +277,43 @@ impl Manager {
     }
 
     fn request(&mut self, request: Request) {
-        let Request::Evict { uid, reason, message, grace, done } = request;
+        match request {
+            Request::Evict { uid, reason, message, grace, done } => self.evict(uid, reason, message, grace, done),
+            Request::EndAll { done } => self.end_all(done),
+        }
+    }
+
+    /// As if they were no longer wanted by anybody.
+    fn end_all(&mut self, done: oneshot::Sender<()>) {
+        let is_static = |entry: &Entry| entry.desired.borrow().is_static;
+        let all: Vec<String> =
+            self.entries.iter().filter(|(_, entry)| !is_static(entry)).map(|(uid, _)| uid.clone()).collect();
+        for uid in &all {
+            self.gone(uid);
+        }
+        let shared = self.shared.clone();
+        self.workers.spawn(async move {
+            let mut changes = shared.pods.changes();
+            let wait = async {
+                while all.iter().any(|uid| shared.pods.get(uid).is_some()) {
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            if tokio::time::timeout(EVICTED_WITHIN, wait).await.is_err() {
+                tracing::warn!("pods did not end in time");
+            }
+            if let Err(error) = shared.objects.cache().change_pods(&[], &all).await {
+                tracing::warn!(%error, "pods were not forgotten");
+            }
+            // Who asked may have gone.
+            let _ = done.send(());
+            (String::new(), End::Stopped)
+        });
+    }
+
+    fn evict(&mut self, uid: String, reason: String, message: String, grace: Duration, done: oneshot::Sender<bool>) {
         let Some(entry) = self.entries.get_mut(&uid).filter(|entry| entry.phase == Phase::Working) else {
             // Who asked may have gone.
             let _ = done.send(false);
@@ -327,8 +361,7 @@ impl Manager {
             pod.metadata.name = Some(key.name.clone());
             pod.metadata.namespace = Some(key.namespace.clone());
             pod.metadata.uid = Some(key.uid.clone());
-            let ending =
-                Ending { cause: EndCause::Deleted, since: timestamp(&self.shared.clock), grace_s: None };
+            let ending = Ending { cause: EndCause::Deleted, since: timestamp(&self.shared.clock), grace_s: None };
             let desired = Desired { pod: Arc::new(pod), is_static: false, ending: Some(ending) };
             let entry = Entry {
                 key: key.clone(),

@@ -19,6 +19,7 @@ pub mod status_manager;
 mod work;
 mod worker;
 
-pub use make::{Ground, Making, make};
+pub use make::{Ground, Made, Making, make};
 pub use manager::Manager;
 pub use pods::{Pods, View};
+pub(crate) use worker::timestamp as now;

@@ -45,13 +45,9 @@ pub struct View {
 /// What can be asked of the pods' manager.
 pub(super) enum Request {
     /// End a pod for good; answered when it has ended.
-    Evict {
-        uid: String,
-        reason: String,
-        message: String,
-        grace: Duration,
-        done: oneshot::Sender<bool>,
-    },
+    Evict { uid: String, reason: String, message: String, grace: Duration, done: oneshot::Sender<bool> },
+    /// End all pods of the cluster and forget them; answered when they have ended.
+    EndAll { done: oneshot::Sender<()> },
 }
 
 /// All pods; cheap to clone.
@@ -127,6 +123,15 @@ impl Pods {
         let (done, ended) = oneshot::channel();
         let request = Request::Evict { uid: uid.to_owned(), reason: reason.to_owned(), message, grace, done };
         self.0.requests.send(request).await.is_ok() && ended.await.unwrap_or(false)
+    }
+
+    /// Ends all pods but those of manifests, and forgets them: the board leaves its cluster.
+    pub async fn end_all(&self) {
+        let (done, ended) = oneshot::channel();
+        if self.0.requests.send(Request::EndAll { done }).await.is_ok() {
+            // Where the manager ends, so do they.
+            let _ = ended.await;
+        }
     }
 
     async fn candidate(&self, view: View) -> Candidate {
@@ -253,7 +258,8 @@ impl server::Directory for Pods {
         let Some(view) = self.get(uid) else { return Vec::new() };
         let namespace = view.pod.metadata.namespace.clone().unwrap_or_default();
         let dirs = self.0.volumes.dirs(&view.pod).into_iter();
-        let told = dirs.map(|(name, path, claim)| VolumeDir { name, path, claim: claim.map(|it| (namespace.clone(), it)) });
+        let told =
+            dirs.map(|(name, path, claim)| VolumeDir { name, path, claim: claim.map(|it| (namespace.clone(), it)) });
         told.collect()
     }
 

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Ground, decide,
-    model::{Action, Desired, EndCause, Facts, Kind, Life, Memory, Observed, PodKey, Problem},
+    model::{Action, Desired, EndCause, Facts, Kind, Life, Memory, Observed, PodKey},
     pods::{Pods, View, with_status},
     probe::{self, PodProbes, Prober},
     runtime::Runtime,
@@ -31,7 +31,9 @@ use super::{
 };
 use crate::{
     event::{Recorder, Type},
-    object::Objects, volume::Volumes};
+    object::Objects,
+    volume::Volumes,
+};
 
 /// The longest time between two looks; a random part is taken off.
 const RESYNC: Duration = Duration::from_secs(90);
@@ -167,9 +169,11 @@ impl Worker {
     fn back_off_pulls(&mut self, pod: &Pod, now: Timestamp) {
         let status = self.memory.previous.as_ref();
         let is_told = |name: &str| {
-            let lists = status.map(|it| [&it.init_container_statuses, &it.container_statuses, &it.ephemeral_container_statuses]);
+            let lists = status
+                .map(|it| [&it.init_container_statuses, &it.container_statuses, &it.ephemeral_container_statuses]);
             let all = lists.into_iter().flatten().flat_map(|list| list.iter().flatten());
-            let waiting = all.filter(|it| it.name == name).find_map(|it| it.state.as_ref()?.waiting.as_ref()?.reason.as_deref());
+            let waiting =
+                all.filter(|it| it.name == name).find_map(|it| it.state.as_ref()?.waiting.as_ref()?.reason.as_deref());
             waiting == Some(ERR_PULL)
         };
         for (container, problem) in &mut self.memory.problems {
@@ -340,7 +344,7 @@ impl Worker {
 }
 
 /// The board's time.
-pub(super) fn timestamp(clock: &Clock) -> Timestamp {
+pub(crate) fn timestamp(clock: &Clock) -> Timestamp {
     Timestamp::from_microsecond(clock.stamp().wall_us).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
@@ -363,9 +367,9 @@ fn scene(desired: &Desired, observed: &Observed, memory: &Memory, facts: &Facts)
     let containers = names.into_iter().filter_map(|name| {
         let latest = observed.latest(name)?;
         let life = match &latest.life {
-            Life::Running { started } => probe::Life::Running {
-                started_ns: i64::try_from(started.as_nanosecond()).unwrap_or_default(),
-            },
+            Life::Running { started } => {
+                probe::Life::Running { started_ns: i64::try_from(started.as_nanosecond()).unwrap_or_default() }
+            }
             Life::Exited(_) => probe::Life::Ended,
             Life::Created | Life::Unknown => probe::Life::Waiting,
         };
@@ -378,12 +382,7 @@ fn scene(desired: &Desired, observed: &Observed, memory: &Memory, facts: &Facts)
         Some(sandbox) => sandbox.addresses.first().copied(),
         None => None,
     };
-    probe::Scene {
-        pod: desired.pod.clone(),
-        ip,
-        deleting: desired.ending.is_some(),
-        containers: containers.collect(),
-    }
+    probe::Scene { pod: desired.pod.clone(), ip, deleting: desired.ending.is_some(), containers: containers.collect() }
 }
 
 /// What the last status said of this very container.
@@ -403,9 +402,4 @@ fn before(memory: &Memory, kind: Kind, name: &str, id: &str) -> Option<probe::Be
 pub(super) fn rejected(shared: &Shared, pod: &Pod, status: k8s_openapi::api::core::v1::PodStatus) -> View {
     shared.statuses.set(pod, status.clone());
     View { pod: with_status(pod, status), observed: Arc::default(), mirror: None, is_over: true }
-}
-
-/// A problem of the engine or of volumes, for a container's waiting state.
-pub(super) fn problem(reason: &str, message: impl Into<String>) -> Problem {
-    Problem { reason: reason.to_owned(), message: message.into(), retry: None }
 }

@@ -15,10 +15,13 @@ pub mod exec;
 mod grpc;
 pub mod hook;
 pub mod http;
+mod metrics;
 pub mod port;
 mod prober;
 mod run;
 mod tls;
+pub use metrics::metrics;
+pub(crate) use tls::config as anybody;
 mod view;
 pub mod worker;
 

@@ -72,7 +72,13 @@ impl Runtime {
     pub async fn resize(&self, pod: &Pod, id: &str, container: &str, limits: Resources) -> Result<(), Problem> {
         let parsed = parse(id)?;
         let path = Some(field_path(pod, container));
-        self.0.recorder.pod(pod, Type::Normal, "ResizeStarted", format!("Container {container} resize started"), path.clone());
+        self.0.recorder.pod(
+            pod,
+            Type::Normal,
+            "ResizeStarted",
+            format!("Container {container} resize started"),
+            path.clone(),
+        );
         let node = (self.0.surroundings)();
         let owner = spec::owner(pod)?;
         let failed = |error: &(dyn std::error::Error + 'static)| of_error("ResizeError", error);
@@ -83,7 +89,13 @@ impl Runtime {
         };
         match resized.await {
             Ok(()) => {
-                self.0.recorder.pod(pod, Type::Normal, "ResizeCompleted", format!("Container {container} resize completed"), path);
+                self.0.recorder.pod(
+                    pod,
+                    Type::Normal,
+                    "ResizeCompleted",
+                    format!("Container {container} resize completed"),
+                    path,
+                );
                 Ok(())
             }
             Err(problem) => {

@@ -91,7 +91,9 @@ impl Runtime {
                     "Pulled",
                     match pulled.offline {
                         Some(_) => format!("Container image {asked:?} already present on machine"),
-                        None => format!("Successfully pulled image {asked:?} in {took} ({waited} including waiting). Image size: {size} bytes."),
+                        None => format!(
+                            "Successfully pulled image {asked:?} in {took} ({waited} including waiting). Image size: {size} bytes."
+                        ),
                     },
                 );
                 if let Some(problem) = pulled.offline {

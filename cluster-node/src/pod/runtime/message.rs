@@ -78,7 +78,6 @@ fn from_log(path: &Path) -> String {
     tail
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,8 +37,7 @@ impl Runtime {
         for summary in self.0.engine.containers().list(&ListFilter::default()) {
             let Owner::Pod(uid) = &summary.owner else { continue };
             let named = |key: &str| summary.labels.get(key).cloned().unwrap_or_default();
-            let key =
-                PodKey { namespace: named(label::POD_NAMESPACE), name: named(label::POD_NAME), uid: uid.clone() };
+            let key = PodKey { namespace: named(label::POD_NAMESPACE), name: named(label::POD_NAME), uid: uid.clone() };
             found.entry(uid.clone()).or_insert(key);
         }
         for (id, owner) in self.0.engine.networks().sandboxes() {

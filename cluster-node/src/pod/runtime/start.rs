@@ -156,7 +156,8 @@ impl Runtime {
         let read = path.clone();
         let bytes = tokio::task::spawn_blocking(move || board::durable::read(&read, 1 << 20)).await;
         let bytes = bytes.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let bytes = bytes.map_err(|error| failed(format!("cannot load seccomp profile {}: {error}", path.display())))?;
+        let bytes =
+            bytes.map_err(|error| failed(format!("cannot load seccomp profile {}: {error}", path.display())))?;
         let parsed = serde_json::from_slice(&bytes);
         parsed.map(Some).map_err(|error| failed(format!("seccomp profile {}: {error}", path.display())))
     }

@@ -59,6 +59,11 @@ pub enum Origin {
     Api,
 }
 
+/// A YAML or JSON document of somebody else's.
+pub(crate) fn yaml(text: &str) -> Result<serde_json::Value, manifest::ManifestError> {
+    yaml::read(text.as_bytes())
+}
+
 /// What is wanted has changed.
 #[derive(Debug, Clone)]
 pub enum Change {

@@ -26,9 +26,9 @@ use k8s_openapi::{
 };
 
 pub use container::{Granted, Input, Place, container, termination_path};
+pub use env::{Env, Needs, Sources, VolumeFile, environment, needs};
 pub use hosts::hosts_file;
 pub use pod::{attach_request, hostname, owner, pod_resources, sandbox_id};
-pub use env::{Env, Needs, Sources, VolumeFile, environment, needs};
 pub use security::{is_privileged, seccomp_profile};
 
 use super::model::Kind;
