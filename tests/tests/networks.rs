@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use anyhow::{Context, Result, ensure};
 use container_engine::{
     container::{Attachment, NetworkMode, PortMapping, Protocol},
-    network::{CniOptions, NetworkSpec, Networks, Options},
+    network::{AttachRequest, CniOptions, NetworkSpec, Networks, Options},
     owner::Owner,
 };
 use tests::lan::{ASK_TCP, BOARD, Lan, ask_udp, on_a_board, request, sh};
@@ -283,6 +283,48 @@ fn killed_and_found_again() -> Result<()> {
         ensure!(report.lost == ["stays"] && report.released == ["again"], "{report:?}");
         let back = lan.attach("stays", on(&["front"]), vec![port(8080, 80, Protocol::Tcp)])?;
         ensure!(Lan::address(&back)? == Lan::address(&stays)?, "another address than before");
+        Ok(())
+    })
+}
+
+#[test]
+fn networks_of_pods_outlive_their_containers_and_the_boot() -> Result<()> {
+    on_a_board(|lan| {
+        let pod = |uid: &str| AttachRequest {
+            owner: Owner::Pod(uid.into()),
+            ..request(&format!("pod-{uid}"), NetworkMode::Bridge, vec![])
+        };
+        let attach = |lan: &Lan, uid: &str| lan.runtime.block_on(lan.networks.attach(pod(uid)));
+        let first = attach(lan, "one")?;
+        let address = Lan::address(&first)?;
+        // The agent was killed, and no container of the pod runs: nothing of its network changes.
+        lan.reopen(|_| {})?;
+        let report = lan.runtime.block_on(lan.networks.recover(&BTreeSet::new()))?;
+        ensure!(report.problems.is_empty() && report.kept == ["pod-one"], "{report:?}");
+        ensure!(lan.networks.attached("pod-one") == Some(first.clone()), "{:?}", lan.networks.attached("pod-one"));
+        ensure!(attach(lan, "one")? == first, "another network than before");
+        // The board restarts: namespaces and what lies under RUN are gone. Others take every address but the pod's.
+        for uid in ["one", "two"] {
+            let attached = attach(lan, uid)?;
+            container_engine::sys::netns::release(attached.netns.as_deref().context("netns")?)?;
+        }
+        std::fs::remove_dir_all(lan.dir.join("run"))?;
+        lan.reopen(|_| {})?;
+        let report = lan.runtime.block_on(lan.networks.recover(&BTreeSet::new()))?;
+        ensure!(report.problems.is_empty() && report.lost == ["pod-one", "pod-two"], "{report:?}");
+        ensure!(lan.networks.attached("pod-one").is_none(), "a network that is gone is said to be there");
+        let wish = Attachment { network: "bridge".into(), address: Some(address.parse()?), ..Attachment::default() };
+        let taken = lan.attach("other", NetworkMode::Networks(vec![wish]), vec![]).unwrap_err();
+        ensure!(taken.to_string().contains("in use by"), "{taken}");
+        let back = attach(lan, "one")?;
+        ensure!(Lan::address(&back)? == address, "{} and not {address}", Lan::address(&back)?);
+        let _server = Lan::serve(back.netns.as_deref().context("netns")?, "tcp", 80, "back")?;
+        expect(None, &format!("{ASK_TCP}{address}:80"), "back")?;
+        // Only the pod's end gives its address back.
+        for uid in ["one", "two"] {
+            lan.runtime.block_on(lan.networks.detach(&format!("pod-{uid}")))?;
+        }
+        ensure!(lan.networks.sandboxes().is_empty(), "{:?}", lan.networks.sandboxes());
         Ok(())
     })
 }

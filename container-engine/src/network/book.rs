@@ -173,10 +173,39 @@ impl Book {
         self.resolvers.values().flatten().cloned().chain(ports).collect()
     }
 
+    /// [`Book::reserve`] for one that may have been there before (`former`, of which nothing is left on the host): with the addresses it had,
+    /// where its networks still have them. On errors a pod's record stays, so that nobody else gets its addresses.
+    pub fn reserve_again(
+        &mut self,
+        request: &AttachRequest,
+        former: Option<Sandbox>,
+        run: &Path,
+        cni: bool,
+    ) -> Result<Sandbox, AttachError> {
+        let Some(former) = former else { return self.reserve(request, run, cni) };
+        self.sandboxes.remove(&former.id);
+        self.held.remove(&former.id);
+        let reserved = self.reserve_at(request, &former.endpoints, run, cni);
+        if reserved.is_err() && former.is_pods() {
+            self.sandboxes.insert(former.id.clone(), Sandbox { complete: false, ..former });
+        }
+        reserved
+    }
+
     /// Takes addresses and ports for a sandbox; all or nothing.
     ///
     /// With `cni` the default network is that of the plugins, which choose addresses themselves.
     pub fn reserve(&mut self, request: &AttachRequest, run: &Path, cni: bool) -> Result<Sandbox, AttachError> {
+        self.reserve_at(request, &[], run, cni)
+    }
+
+    fn reserve_at(
+        &mut self,
+        request: &AttachRequest,
+        former: &[Endpoint],
+        run: &Path,
+        cni: bool,
+    ) -> Result<Sandbox, AttachError> {
         check_id(&request.sandbox)?;
         let wanted = match &request.mode {
             NetworkMode::Bridge if cni => Vec::new(),
@@ -200,7 +229,8 @@ impl Book {
             cni: None,
         };
         for attachment in &wanted {
-            let endpoint = self.endpoint(&sandbox, attachment)?;
+            let before = self.had_before(&sandbox.owner, attachment, former);
+            let endpoint = self.endpoint(&sandbox, before.as_ref().unwrap_or(attachment))?;
             sandbox.endpoints.push(endpoint);
         }
         let open = sandbox.endpoints.iter().any(|endpoint| !endpoint.internal);
@@ -218,6 +248,15 @@ impl Book {
         self.held.insert(sandbox.id.clone(), held);
         self.sandboxes.insert(sandbox.id.clone(), sandbox.clone());
         Ok(sandbox)
+    }
+
+    /// The wish for the address that it had on this network, where it has no other wish and the address can still be had.
+    fn had_before(&self, owner: &Owner, wanted: &Attachment, former: &[Endpoint]) -> Option<Attachment> {
+        let key = self.resolve(owner, &wanted.network).ok().filter(|_| wanted.address.is_none())?;
+        let before = former.iter().find(|endpoint| endpoint.network == key)?;
+        let address = before.interface.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv4)?;
+        self.check_address(&key, self.networks.get(&key)?, address).ok()?;
+        Some(Attachment { address: Some(address), ..wanted.clone() })
     }
 
     /// Chooses addresses on one network for a sandbox that is not on it.

@@ -303,13 +303,14 @@ impl Inner {
         Ok(self.state.commit(batch).await?)
     }
 
-    /// A sandbox's record. The copy under `RUN` outlives the agent, and no sandbox outlives the boot: nobody waits for
-    /// the disk.
+    /// A sandbox's record. The copy under `RUN` outlives the agent, and no sandbox but a pod's outlives the boot: nobody
+    /// waits for the disk.
     async fn note(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
         self.copy(&sandbox.id, sandbox);
         let mut batch = Batch::default();
         batch.put(&sandbox.id, sandbox)?;
-        Ok(self.state.commit_relaxed(batch).await?)
+        let state = &self.state;
+        Ok(if sandbox.is_pods() { state.commit(batch).await } else { state.commit_relaxed(batch).await }?)
     }
 
     /// Deletes the record of a sandbox that is gone. Should it come back, `recover` finds nothing of it and deletes it again.

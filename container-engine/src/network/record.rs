@@ -2,7 +2,8 @@
 //!
 //! Always true: an address is in a record (at least in the copy) before it is on a device, and a record is deleted after
 //! the device is gone. So after a crash at any point nothing is handed out twice, and what was halfway is in a record to
-//! undo. A power cut takes all sandboxes with it: their records need not be on the disk.
+//! undo. A power cut takes all sandboxes with it: their records need not be on the disk, save those of pods, which come
+//! back with their addresses.
 
 use std::path::PathBuf;
 
@@ -66,6 +67,11 @@ pub(super) fn key(owner: &Owner, name: &str) -> String {
 }
 
 impl Sandbox {
+    /// Whether it is a pod's, which has a life beyond that of its containers, and of the boot.
+    pub fn is_pods(&self) -> bool {
+        matches!(self.owner, Owner::Pod(_))
+    }
+
     /// The name that people know it by.
     pub fn label(&self) -> &str {
         self.names.first().map_or(&self.id, |name| name)

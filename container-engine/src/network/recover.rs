@@ -12,21 +12,22 @@ use super::{
 use crate::sys::netns;
 
 impl Networks {
-    /// Takes back what belongs to no sandbox of `existing` and makes again what is missing of the others. To be called
-    /// once after [`Networks::open`], before anything is attached.
+    /// Takes back what belongs to no sandbox of `existing` and makes again what is missing of the others. Sandboxes of pods
+    /// exist until they are detached, whoever of their containers runs: of those that a restart of the board took, the
+    /// addresses stay reserved for the next `attach`. To be called once after [`Networks::open`], before anything is attached.
     pub async fn recover(&self, existing: &BTreeSet<String>) -> Result<RecoveryReport, NetworkError> {
         let mut report = RecoveryReport::default();
         let records: Vec<Sandbox> = lock(&self.0.book).sandboxes.values().cloned().collect();
         let mut kept = Vec::new();
         for sandbox in records {
-            let wanted = existing.contains(&sandbox.id);
+            let wanted = sandbox.is_pods() || existing.contains(&sandbox.id);
             if wanted && sandbox.complete && netns::is_held(&sandbox.netns) {
                 kept.push(sandbox);
                 continue;
             }
             let id = sandbox.id.clone();
             let guard = self.gate(&id).await;
-            match self.undo(sandbox, guard).await {
+            match self.undo_or_keep(sandbox, guard).await {
                 Ok(_) if wanted => report.lost.push(id),
                 Ok(_) => report.released.push(id),
                 Err(error) => report.problems.push(board::tasks::chain(&error)),

@@ -20,7 +20,8 @@ impl Networks {
     ///
     /// * Idempotent: what is attached already is returned as it is.
     /// * `Host`: nothing; `Container` and `Path`: the namespace of another, of which nothing is kept here.
-    /// * Errors: afterwards nothing of the attempt remains.
+    /// * What is made again, because the board restarted, gets the addresses it had, where they are still its network's.
+    /// * Errors: afterwards nothing of the attempt remains; of a pod, its addresses stay reserved until `detach`.
     /// * Cancelled: may stop halfway; the next `attach` or `detach` of the same sandbox, or `recover`, undoes the rest.
     pub async fn attach(&self, mut request: AttachRequest) -> Result<Attached, AttachError> {
         match &request.mode {
@@ -34,21 +35,35 @@ impl Networks {
         }
         let guard = self.gate(&request.sandbox).await;
         let former = lock(&self.0.book).sandboxes.get(&request.sandbox).cloned();
-        let guard = match former {
+        let (former, guard) = match former {
             Some(former) if former.complete && netns::is_held(&former.netns) => {
                 return Ok(self.0.told(&lock(&self.0.book), &former));
             }
-            Some(former) => self.undo(former, guard).await?,
-            None => guard,
+            Some(former) => {
+                let (former, guard) = self.tear_down(former, guard).await?;
+                (Some(former), guard)
+            }
+            None => (None, guard),
         };
+        let id = request.sandbox.clone();
         let cni = self.0.options.cni.is_some() && request.mode == NetworkMode::Bridge;
         let wish = Wish { args: request.cni_args.clone(), bandwidth: request.bandwidth, ..Wish::default() };
         let inner = self.0.clone();
-        let (mut sandbox, guard) = blocking(move || {
-            let sandbox = lock(&inner.book).reserve(&request, &inner.options.run_dir, cni)?;
-            Ok::<_, AttachError>((sandbox, guard))
-        })
-        .await?;
+        let reserve = move || {
+            let reserved = lock(&inner.book).reserve_again(&request, former, &inner.options.run_dir, cni);
+            Ok::<_, AttachError>((reserved, guard))
+        };
+        let (reserved, guard) = blocking(reserve).await?;
+        let mut sandbox = match reserved {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                // Nothing of it is left, unless its addresses are kept for a pod.
+                if !lock(&self.0.book).sandboxes.contains_key(&id) {
+                    self.0.unnote(&id).await?;
+                }
+                return Err(error);
+            }
+        };
         if let Err(error) = self.0.note(&sandbox).await {
             self.0.drop_record(&sandbox.id);
             return Err(error.into());
@@ -63,7 +78,7 @@ impl Networks {
             other => other.map_err(AttachError::from),
         };
         if let Err(error) = built {
-            if let Err(again) = self.undo(sandbox, guard).await {
+            if let Err(again) = self.undo_or_keep(sandbox, guard).await {
                 tracing::error!(error = %again, "what was left of a failed attachment cannot be removed yet");
             }
             return Err(error);
@@ -224,6 +239,28 @@ impl Networks {
 
     /// Undoes what there is of a sandbox, and forgets it.
     pub(super) async fn undo(&self, sandbox: Sandbox, guard: super::Guard) -> Result<super::Guard, AttachError> {
+        let (sandbox, guard) = self.tear_down(sandbox, guard).await?;
+        self.0.unnote(&sandbox.id).await?;
+        self.0.drop_record(&sandbox.id);
+        Ok(guard)
+    }
+
+    /// The same, but of a pod the record stays, and with it the addresses: it ends by `detach`.
+    pub(super) async fn undo_or_keep(
+        &self,
+        sandbox: Sandbox,
+        guard: super::Guard,
+    ) -> Result<super::Guard, AttachError> {
+        if !sandbox.is_pods() {
+            return self.undo(sandbox, guard).await;
+        }
+        let (sandbox, guard) = self.tear_down(sandbox, guard).await?;
+        lock(&self.0.book).held.remove(&sandbox.id);
+        Ok(guard)
+    }
+
+    /// Undoes what there is of a sandbox. It is known further on, as one that is not complete.
+    async fn tear_down(&self, sandbox: Sandbox, guard: super::Guard) -> Result<(Sandbox, super::Guard), AttachError> {
         if let Some(record) = lock(&self.0.book).sandboxes.get_mut(&sandbox.id) {
             record.complete = false;
         }
@@ -234,9 +271,7 @@ impl Networks {
             Ok::<_, NetworkError>((sandbox, guard))
         })
         .await?;
-        self.0.unnote(&sandbox.id).await?;
-        self.0.drop_record(&sandbox.id);
-        Ok(guard)
+        Ok((sandbox, guard))
     }
 }
 

@@ -180,3 +180,40 @@ fn internal_networks_publish_nothing() {
     let error = book.reserve(&wanted, Path::new("/run"), false).unwrap_err();
     assert!(error.to_string().contains("internal networks"), "{error}");
 }
+
+#[test]
+fn a_pod_gets_the_address_it_had_and_nobody_else_meanwhile() {
+    let run = Path::new("/run");
+    let pod = |id: &str, address: &str| AttachRequest {
+        owner: Owner::Pod(id.into()),
+        ..request(id, if address.is_empty() { NetworkMode::Bridge } else { at("bridge", address) })
+    };
+    let first = |sandbox: &Sandbox| sandbox.endpoints[0].interface.addresses[0].addr().to_string();
+    let mut book = book();
+    // Not where the search for a free one would begin.
+    let was = book.reserve(&pod("one", "10.88.7.7"), run, false).unwrap();
+    assert_eq!(first(&was), "10.88.7.7");
+    // The board restarted: the record is there, its network is not, and others ask first.
+    let error = book.reserve(&request("other", at("bridge", "10.88.7.7")), run, false).unwrap_err();
+    assert!(error.to_string().contains("in use by one"), "{error}");
+    let back = book.reserve_again(&pod("one", ""), Some(was.clone()), run, false).unwrap();
+    assert_eq!(first(&back), "10.88.7.7");
+    assert_ne!(back.endpoints[0].device, "", "it has a device of its own");
+    // A wish of its own counts more, and so does a network that has moved.
+    let moved = book.reserve_again(&pod("one", "10.88.8.8"), Some(back), run, false).unwrap();
+    assert_eq!(first(&moved), "10.88.8.8");
+    let mut elsewhere = moved.clone();
+    elsewhere.endpoints[0].interface.addresses = vec!["10.99.0.1/16".parse().unwrap()];
+    let anew = book.reserve_again(&pod("one", ""), Some(elsewhere), run, false).unwrap();
+    assert!(first(&anew).starts_with("10.88."), "{}", first(&anew));
+    // What cannot be had keeps the record of a pod, and of nobody else.
+    let many = |owner: Owner| {
+        let networks = vec![Attachment { network: "missing".into(), ..Attachment::default() }];
+        AttachRequest { owner, ..request("one", NetworkMode::Networks(networks)) }
+    };
+    assert!(book.reserve_again(&many(Owner::Pod("one".into())), Some(anew.clone()), run, false).is_err());
+    assert!(book.sandboxes.get("one").is_some_and(|kept| !kept.complete && first(kept) == first(&anew)));
+    let local = Sandbox { owner: Owner::Local, ..anew };
+    assert!(book.reserve_again(&many(Owner::Local), Some(local), run, false).is_err());
+    assert!(!book.sandboxes.contains_key("one"));
+}
