@@ -206,12 +206,14 @@ impl Node {
         }
     }
 
-    /// Leaves the cluster: no new pods, those that are here are evicted and end, the identity is forgotten.
-    pub async fn leave(&self, said: &(dyn Fn(String) + Send + Sync)) -> Result<(), JoinError> {
+    /// Leaves the cluster; with `purge` without asking it: no new pods, those that are here are evicted and end, the identity is forgotten.
+    pub async fn leave(&self, purge: bool, said: &(dyn Fn(String) + Send + Sync)) -> Result<(), JoinError> {
         let _one = self.0.gate.lock().await;
         let live = self.live().filter(|it| it.api.is_somewhere());
         if let Some(live) = &live {
-            join::leave(&live.api, &self.standing().name, said).await?;
+            if !purge {
+                join::leave(&live.api, &self.standing().name, said).await?;
+            }
             live.pods.end_all().await;
         }
         join::forget(&self.identity())?;

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use board::{clock::Clock, identity::Identity, metrics::Metrics, tasks::Supervisor};
+use cluster_node::service::Node;
 use store::{lock::Lock, state::State};
 use telemetry::{
     board_metrics::BoardMetrics, ingest::Ingest, mqtt, outbox::Outbox, relay, router::Router, socket::Socket,
@@ -15,6 +16,7 @@ use crate::{
     config::Config,
     control, engine_api,
     http::{self, HttpServer},
+    node_api,
     status::Board,
 };
 
@@ -130,8 +132,11 @@ impl App {
             format!("data      {}", config.data_dir.display()),
         ];
         let engine = config.engine.enabled.then(|| engine_api::Api::new(&config.engine));
-        let routes = engine.as_ref().map(engine_api::Api::routes);
-        let control = control::Server::bind(&config.socket(), ingest.clone(), board.clone(), routes)?;
+        let node = config.node.clone().filter(|_| engine.is_some());
+        let node = node.map(|options| Node::new(options, state.clone(), outbox.clock().clone(), metrics.clone()));
+        let routes = engine.as_ref().map(engine_api::Api::routes).unwrap_or_default();
+        let routes = routes.merge(node.clone().map(node_api::routes).unwrap_or_default());
+        let control = control::Server::bind(&config.socket(), ingest.clone(), board.clone(), Some(routes))?;
         let socket = Socket::bind(&config.readings_socket(), ingest.clone(), &metrics)?;
         greeting.push(format!("socket    {}", config.readings_socket().display()));
         if let Some(address) = config.http_listen {
@@ -155,8 +160,12 @@ impl App {
             supervisor.service("board_metrics", move |context| source.clone().run(context));
         }
         if let Some(api) = engine {
+            let for_node = api.clone();
             let service = engine_api::service::Service::new(api, config, state.clone(), metrics.clone());
             supervisor.service("engine", move |context| service.clone().run(context));
+            if let Some(node) = node {
+                supervisor.service("node", move |context| node_api::run(node.clone(), for_node.clone(), context));
+            }
         }
         supervisor.service("socket", move |context| socket.clone().run(context));
         supervisor.service("control", move |context| control.clone().run(context));

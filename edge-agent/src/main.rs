@@ -11,6 +11,7 @@ mod demo;
 mod doctor;
 mod engine_api;
 mod http;
+mod node_api;
 mod page;
 mod pipe;
 mod readings;

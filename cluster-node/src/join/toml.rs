@@ -43,6 +43,12 @@ fn find_in(identity: &Path, places: &[PathBuf]) -> Result<Option<JoinOptions>, J
     }
 }
 
+/// Reads a file of this form.
+pub fn read(path: &Path) -> Result<JoinOptions, JoinError> {
+    let bytes = board::durable::read(path, MAX).map_err(JoinError::file(path))?;
+    parse(path, &bytes)
+}
+
 fn parse(path: &Path, bytes: &[u8]) -> Result<JoinOptions, JoinError> {
     let wrong = |problem: String| JoinError::File { path: path.to_owned(), problem };
     let text = std::str::from_utf8(bytes).map_err(|error| wrong(error.to_string()))?;

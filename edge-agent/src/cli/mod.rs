@@ -6,7 +6,9 @@ mod engine;
 mod format;
 mod image;
 mod network;
+mod node;
 mod parse;
+mod pod;
 pub mod run;
 mod show;
 mod telemetry;
@@ -43,6 +45,7 @@ const EXAMPLES: &str = "Examples:
   mosquitto_pub -q 1 -t lab/temperature -m 21.5      a reading; acknowledged means on disk
   edge-agent telemetry query --since 10m --json      what the board holds
   edge-agent container run --rm -it busybox sh       a container, as Docker users type it
+  edge-agent join core:6443 --token T --discovery-token-ca-cert-hash sha256:H     a node of a cluster
   edge-agent status                                  exit 0 healthy, 3 degraded
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 degraded.";
@@ -96,6 +99,14 @@ enum Command {
     Network(network::Network),
     /// Named volumes of containers
     Volume(volume::Volume),
+    /// Make the board a node of a Kubernetes cluster, with the flags of `kubeadm join`
+    #[command(after_help = node::JOIN_EXAMPLES)]
+    Join(Box<node::Join>),
+    /// Leave the cluster: cordon, evict pods, forget the identity
+    #[command(after_help = node::LEAVE_EXAMPLES)]
+    Leave(node::Leave),
+    /// The board's pods, with or without the cluster: ls, logs, exec, describe
+    Pod(pod::Pod),
     /// Queue large files for S3: sent in parts, resumed after a restart or a power cut
     #[command(
         after_help = "Examples:\n  edge-agent upload flight7.tif\n  edge-agent upload --as flight7/scan.tif --wait scan.tif\n\nThe object is PREFIX/_uploads/BOARD/DATE/NAME. Files may also be put into the spool directory by hand."
@@ -145,6 +156,9 @@ impl Cli {
             Command::Image(command) => command.run(&config, self.json).await,
             Command::Network(command) => command.run(&config, self.json).await,
             Command::Volume(command) => command.run(&config, self.json).await,
+            Command::Join(command) => command.run(&config, self.json).await,
+            Command::Leave(command) => command.run(&config, self.json).await,
+            Command::Pod(command) => command.run(&config, self.json).await,
             Command::Upload(command) => upload::run(&config, command, self.json).await,
             Command::Config(command) => show::config(&command, &figment, file.as_deref(), self.json),
             Command::Completions { .. } | Command::Demo { .. } => Ok(ExitCode::SUCCESS),

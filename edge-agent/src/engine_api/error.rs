@@ -30,6 +30,11 @@ impl ApiError {
         Self { code: "invalid", message: message.into(), exit_code: None }
     }
 
+    /// There is no such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self { code: "not_found", message: message.into(), exit_code: None }
+    }
+
     /// It cannot be done now.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self { code: "unavailable", message: message.into(), exit_code: None }

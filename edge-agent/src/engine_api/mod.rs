@@ -97,6 +97,27 @@ impl Api {
         streams.shutdown().await;
     }
 
+    /// The engine, as soon as it is open.
+    pub async fn opened(&self) -> Engine {
+        let mut served = self.0.served.subscribe();
+        loop {
+            if let Served::Engine(engine) = &*served.borrow_and_update() {
+                return engine.clone();
+            }
+            if served.changed().await.is_err() {
+                // The sender lives as long as `self`.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Returns when the engine that is open is so no longer.
+    pub async fn closed(&self) {
+        let mut served = self.0.served.subscribe();
+        // The sender lives as long as `self`.
+        let _ = served.wait_for(|served| !matches!(served, Served::Engine(_))).await;
+    }
+
     /// All routes.
     pub fn routes(&self) -> Router {
         Router::new()
@@ -190,7 +211,7 @@ fn ndjson(body: mpsc::Receiver<Result<Bytes, io::Error>>) -> Response {
 }
 
 /// A value as one line.
-fn line(value: &impl serde::Serialize) -> Bytes {
+pub fn line(value: &impl serde::Serialize) -> Bytes {
     // What the engine tells is strings and numbers: it has a JSON form.
     let mut line = serde_json::to_vec(value).unwrap_or_default();
     line.push(b'\n');

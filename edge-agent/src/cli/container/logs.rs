@@ -17,27 +17,41 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub struct Logs {
-    /// Go on with what comes
-    #[arg(long, short)]
-    follow: bool,
-    /// The last N lines; all
-    #[arg(long, short = 'n', value_name = "N", default_value = "all", allow_hyphen_values = true)]
-    tail: String,
-    /// From then on: 10m, or a time
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
-    /// Before then
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
-    /// With the time of each line
-    #[arg(long, short)]
-    timestamps: bool,
+    #[command(flatten)]
+    flags: LogFlags,
     /// Name or id
     container: String,
 }
 
 impl Logs {
     pub async fn run(&self, to: &Output<'_>) -> anyhow::Result<ExitCode> {
+        self.flags.print(to, &self.container).await
+    }
+}
+
+/// Which lines, and how.
+#[derive(Debug, Args)]
+pub struct LogFlags {
+    /// Go on with what comes
+    #[arg(long, short)]
+    pub follow: bool,
+    /// The last N lines; all
+    #[arg(long, short = 'n', value_name = "N", default_value = "all", allow_hyphen_values = true)]
+    pub tail: String,
+    /// From then on: 10m, or a time
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Before then
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// With the time of each line
+    #[arg(long, short)]
+    pub timestamps: bool,
+}
+
+impl LogFlags {
+    /// Prints the log of a container.
+    pub async fn print(&self, to: &Output<'_>, container: &str) -> anyhow::Result<ExitCode> {
         let now = jiff::Timestamp::now();
         let moment = |text: &Option<String>| -> anyhow::Result<Option<String>> {
             let moment = text.as_ref().map(|text| parse::moment(text, now)).transpose().map_err(anyhow::Error::msg)?;
@@ -55,7 +69,7 @@ impl Logs {
             ("until_ns", moment(&self.until)?),
             ("timestamps", flag(self.timestamps)),
         ];
-        let url = to.container(&self.container, "/logs", &pairs);
+        let url = to.container(container, "/logs", &pairs);
         let mut body = to.engine.send("GET", &url, None::<&()>).await?.into_body();
         let mut decoder = Decoder::default();
         while let Some(frame) = body.frame().await {

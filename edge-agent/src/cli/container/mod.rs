@@ -7,8 +7,8 @@ mod events;
 mod inspect;
 mod life;
 mod list;
-mod logs;
-mod run;
+pub mod logs;
+pub mod run;
 mod shape;
 mod stats;
 

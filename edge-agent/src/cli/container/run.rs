@@ -286,6 +286,23 @@ pub struct Exec {
 }
 
 impl Exec {
+    /// A command in a container, with nothing special about it.
+    pub fn of(container: &str, command: Vec<String>, interactive: bool, tty: bool) -> Self {
+        let words = std::iter::once(container.to_owned()).chain(command).collect();
+        Self {
+            interactive,
+            tty,
+            detach: false,
+            env: Vec::new(),
+            env_file: Vec::new(),
+            workdir: None,
+            user: None,
+            privileged: false,
+            detach_keys: DETACH_KEYS.to_owned(),
+            words,
+        }
+    }
+
     pub async fn run(&self, to: &Output<'_>) -> anyhow::Result<ExitCode> {
         if !self.detach {
             check_terminal(self.interactive, self.tty)?;
