@@ -44,7 +44,8 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(24)
-        .thread_stack_size(512 << 10)
+        // Kubernetes' objects are large, and read on the stack; what is not touched takes no memory.
+        .thread_stack_size(4 << 20)
         .thread_name("agent")
         .enable_all()
         .build();

@@ -126,6 +126,8 @@ pub enum Identity {
     },
     /// A bearer token, as `kubeadm join` has one.
     Token(String),
+    /// Not at all.
+    Nobody,
 }
 
 impl Api {
@@ -141,6 +143,7 @@ impl Api {
                 value.set_sensitive(true);
                 (ClientCertificate::default(), Some(value))
             }
+            Identity::Nobody => (ClientCertificate::default(), None),
         };
         let certificate = Arc::new(certificate);
         let tls = tls::config(ca, certificate.clone())?;

@@ -69,8 +69,7 @@ pub(super) async fn discover(
         }
         // Nobody else's time is believed: this connection is verified, but the clock is told only by those after it.
         let (clock, _) = Clock::manual(0, false);
-        let identity = Identity::Token(token.text().to_owned());
-        let verified = Api::new(server.clone(), &ca, identity, clock, wire.clone())?;
+        let verified = Api::new(server.clone(), &ca, Identity::Nobody, clock, wire.clone())?;
         let again = info(&verified).await.map_err(|error| JoinError::of(&place, "read cluster-info", &error))?;
         if again.data.unwrap_or_default().get("kubeconfig") != Some(&payload) {
             return Err(JoinError::Changed { server: place });
