@@ -61,13 +61,7 @@ pub struct Facts {
 
 /// The object, with conditions as they go on from `before`.
 pub fn build(facts: &Facts, before: &[NodeCondition], now: Timestamp) -> Node {
-    let taints = facts.taints.iter().map(|taint| Taint {
-        key: taint.key.clone(),
-        value: Some(taint.value.clone()).filter(|it| !it.is_empty()),
-        effect: taint.effect.clone(),
-        time_added: None,
-    });
-    let taints: Vec<_> = taints.collect();
+    let taints = taints(facts);
     Node {
         metadata: ObjectMeta {
             name: Some(facts.name.clone()),
@@ -78,6 +72,17 @@ pub fn build(facts: &Facts, before: &[NodeCondition], now: Timestamp) -> Node {
         spec: Some(NodeSpec { taints: Some(taints).filter(|it| !it.is_empty()), ..NodeSpec::default() }),
         status: Some(status(facts, before, now)),
     }
+}
+
+/// Those to register with.
+pub fn taints(facts: &Facts) -> Vec<Taint> {
+    let one = |taint: &options::Taint| Taint {
+        key: taint.key.clone(),
+        value: Some(taint.value.clone()).filter(|it| !it.is_empty()),
+        effect: taint.effect.clone(),
+        time_added: None,
+    };
+    facts.taints.iter().map(one).collect()
 }
 
 /// The standard ones come last: they are not for anybody to set.

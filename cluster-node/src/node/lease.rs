@@ -12,7 +12,7 @@ use board::tasks::{Context, backoff};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, MicroTime, ObjectMeta, OwnerReference},
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
@@ -80,6 +80,8 @@ impl NodeObject {
 
     async fn renew_always(&self, context: &Context) {
         let (mut held, mut tries) = (Held::default(), 0);
+        // When it was renewed last, in µs since boot: time in which the board slept counts.
+        let mut renewed: Option<u64> = None;
         let mut link = self.api().link();
         let mut uid = self.uid_changes();
         loop {
@@ -106,6 +108,13 @@ impl NodeObject {
             };
             match problem {
                 None => {
+                    let now = self.uptime_us();
+                    let pause = Duration::from_micros(renewed.map_or(0, |it| now.saturating_sub(it)));
+                    renewed = Some(now);
+                    // The cluster may have called the node lost meanwhile: then its status says so until it is told again.
+                    if pause > every * 2 {
+                        self.look_again();
+                    }
                     tries = 0;
                     context.healthy("the lease is renewed");
                     sleep(jittered(every)).await;
@@ -182,7 +191,7 @@ impl NodeObject {
                 ..OwnerReference::default()
             }]),
             // One empty entry means: none from now on.
-            managed_fields: drop_managers.then(|| vec![Default::default()]),
+            managed_fields: drop_managers.then(|| vec![ManagedFieldsEntry::default()]),
             ..ObjectMeta::default()
         }
     }

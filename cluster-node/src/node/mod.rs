@@ -36,7 +36,7 @@ use board::clock::Clock;
 use container_engine::engine::Engine;
 use ipnet::IpNet;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeAddress, NodeStatus};
+use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeAddress, NodeStatus, Taint};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
@@ -62,6 +62,8 @@ pub struct NodeFacts {
     pub name: String,
     /// Labels as the API server has them; those that the node registers with while that is not known.
     pub labels: BTreeMap<String, String>,
+    /// Taints, likewise.
+    pub taints: Vec<Taint>,
     /// Whether new pods are kept away.
     pub unschedulable: bool,
     /// All there is.
@@ -209,8 +211,10 @@ impl NodeObject {
         let known = self.known();
         let node = known.node.as_ref();
         let labels = node.and_then(|it| it.metadata.labels.clone()).unwrap_or_else(|| build::labels(&facts));
+        let taints = node.map(|it| it.spec.as_ref().and_then(|it| it.taints.clone()).unwrap_or_default());
         NodeFacts {
             labels,
+            taints: taints.unwrap_or_else(|| build::taints(&facts)),
             unschedulable: node.and_then(|it| it.spec.as_ref()?.unschedulable).unwrap_or(false),
             capacity: resources::capacity(&facts.amounts, facts.max_pods, &facts.extended),
             allocatable: resources::allocatable(&facts.amounts, facts.max_pods, &facts.extended, &facts.reserved),
@@ -394,6 +398,10 @@ impl NodeObject {
 
     fn now_us(&self) -> i64 {
         self.0.clock.stamp().wall_us
+    }
+
+    fn uptime_us(&self) -> u64 {
+        self.0.clock.stamp().uptime_us
     }
 
     fn now(&self) -> Timestamp {

@@ -227,7 +227,7 @@ mod tests {
         let many = attribute(9, &[&[16, 0, 0, 0][..], &5u32.to_ne_bytes(), &[0; 8]].concat());
         assert_eq!(default_route(&route(0, 254, 1, &[many])).unwrap().device, 5);
         for cut in 0..12 {
-            assert_eq!(default_route(&route(0, 254, 1, &[device.clone()])[..cut]), None);
+            assert_eq!(default_route(&route(0, 254, 1, std::slice::from_ref(&device))[..cut]), None);
         }
     }
 }

@@ -100,7 +100,7 @@ impl NodeObject {
                 tracing::info!(addresses = ?self.host_ips(), "the board has other addresses");
             }
             if self.api().is_somewhere() {
-                self.tell(&mut state, woken, context).await;
+                Box::pin(self.tell(&mut state, woken, context)).await;
             } else {
                 context.healthy("this board has joined no cluster");
                 state.next = Instant::now() + LOOK;
@@ -136,11 +136,12 @@ impl NodeObject {
 
     /// One report where one is due, and when the next is.
     async fn tell(&self, state: &mut Loop, woken: Woken, context: &Context) {
-        if woken == Woken::Doubt {
+        // Meanwhile the cluster may have called the node lost, or forgotten it.
+        if matches!(woken, Woken::Doubt | Woken::Link) {
             state.registered = false;
         }
         let beat = Instant::now() >= state.due || woken == Woken::Clock;
-        let outcome = timeout(PATIENCE, self.report(state, beat)).await;
+        let outcome = timeout(PATIENCE, Box::pin(self.report(state, beat))).await;
         let problem = match outcome {
             Ok(Ok(())) => None,
             Ok(Err(error)) => {
@@ -179,7 +180,7 @@ impl NodeObject {
 
     async fn report(&self, state: &mut Loop, beat: bool) -> Result<(), kube::Error> {
         if !state.registered {
-            self.register().await?;
+            Box::pin(self.register()).await?;
             state.registered = true;
             state.since.get_or_insert_with(Instant::now);
         } else if self.0.pod_cidrs.borrow().is_empty() && state.since.is_some_and(|it| it.elapsed() < GIVES_SUBNET) {

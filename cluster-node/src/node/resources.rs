@@ -99,7 +99,7 @@ pub fn allocatable(
         }
     };
     let milli = amounts.cpus.saturating_mul(1000).saturating_sub(reserved.cpu_milli);
-    set("cpu", Quantity(if milli % 1000 == 0 { (milli / 1000).to_string() } else { format!("{milli}m") }));
+    set("cpu", Quantity(if milli.is_multiple_of(1000) { (milli / 1000).to_string() } else { format!("{milli}m") }));
     set("memory", kib(memory(amounts, reserved)));
     // As the kubelet has it, in bytes.
     set("ephemeral-storage", Quantity(amounts.disk.saturating_sub(reserved.disk).to_string()));
@@ -118,7 +118,7 @@ pub fn memory(amounts: &Amounts, reserved: &Reserved) -> u64 {
 
 /// The kernel counts memory and most disks in KiB, and the kubelet writes it so.
 fn kib(bytes: u64) -> Quantity {
-    Quantity(if bytes % 1024 == 0 { format!("{}Ki", bytes / 1024) } else { bytes.to_string() })
+    Quantity(if bytes.is_multiple_of(1024) { format!("{}Ki", bytes / 1024) } else { bytes.to_string() })
 }
 
 /// `hugepages-2Mi`.
