@@ -11,6 +11,8 @@ mod book;
 mod normal;
 mod patch;
 mod send;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

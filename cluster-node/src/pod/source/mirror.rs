@@ -43,10 +43,11 @@ enum Step {
 }
 
 impl Step {
-    fn name(&self) -> FullName {
+    /// What it waits by: the next step for the same name is another.
+    fn key(&self) -> (FullName, bool) {
         match self {
-            Self::Create(pod) => full_name(pod),
-            Self::Delete { name, .. } => name.clone(),
+            Self::Create(pod) => (full_name(pod), true),
+            Self::Delete { name, .. } => (name.clone(), false),
         }
     }
 }
@@ -113,7 +114,7 @@ pub(super) struct Mirrors {
     node: String,
     known: Known,
     node_uid: Option<String>,
-    waits: BTreeMap<FullName, Wait>,
+    waits: BTreeMap<(FullName, bool), Wait>,
 }
 
 impl Mirrors {
@@ -139,11 +140,11 @@ impl Mirrors {
             return IDLE;
         }
         let steps = plan(&self.known.for_mirrors());
-        let wanted: Vec<FullName> = steps.iter().map(Step::name).collect();
-        self.waits.retain(|name, _| wanted.contains(name));
+        let wanted: BTreeSet<_> = steps.iter().map(Step::key).collect();
+        self.waits.retain(|key, _| wanted.contains(key));
         for step in steps {
-            let name = step.name();
-            let wait = self.waits.get(&name).copied();
+            let key = step.key();
+            let wait = self.waits.get(&key).copied();
             if wait.is_some_and(|wait| wait.until > Instant::now()) {
                 continue;
             }
@@ -152,12 +153,12 @@ impl Mirrors {
                 Err(problem) => {
                     let tries = wait.map_or(0, |wait| wait.tries) + 1;
                     if tries == 1 {
-                        tracing::warn!(pod = ?name, problem, "the mirror of a static pod cannot be brought up to date");
+                        tracing::warn!(pod = ?key.0, problem, "the mirror of a static pod cannot be brought up to date");
                     }
                     Wait { tries, until: Instant::now() + backoff(tries, FIRST, LONGEST) }
                 }
             };
-            self.waits.insert(name, wait);
+            self.waits.insert(key, wait);
         }
         let now = Instant::now();
         self.waits.values().map(|wait| wait.until.saturating_duration_since(now)).min().unwrap_or(IDLE)

@@ -14,6 +14,8 @@ mod folder;
 mod known;
 mod manifest;
 mod mirror;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::{
