@@ -55,13 +55,25 @@ impl Book {
             record.ids = match record.spec.userns {
                 UserNamespace::Host => None,
                 UserNamespace::Mapped { host, size } => Some(IdRange { host, size }),
-                UserNamespace::Auto => Some(self.free_range().ok_or(CreateError::NoIds)?),
+                UserNamespace::Auto => {
+                    Some(self.range_of_pod(&record.owner).or_else(|| self.free_range()).ok_or(CreateError::NoIds)?)
+                }
             };
         }
         let entry = Arc::new(Entry::new(record));
         self.names.insert(key, entry.id.clone());
         self.entries.insert(entry.id.clone(), entry.clone());
         Ok(entry)
+    }
+
+    /// The range of a pod's other containers: they share volumes.
+    fn range_of_pod(&self, owner: &Owner) -> Option<IdRange> {
+        if !matches!(owner, Owner::Pod(_)) {
+            return None;
+        }
+        let range =
+            |entry: &Arc<Entry>| entry.with(|record| record.ids.filter(|_| record.spec.userns == UserNamespace::Auto));
+        self.entries.values().filter(|entry| entry.owner == *owner).find_map(range)
     }
 
     /// Takes in what was found on disk, whatever its name: of two that share one, the later keeps its id alone.
@@ -222,5 +234,21 @@ mod tests {
         let range = gone.record().ids;
         book.remove(&gone.id);
         assert_eq!(book.insert(record("9", Owner::Local, "n9", UserNamespace::Auto)).unwrap().record().ids, range);
+    }
+
+    #[test]
+    fn containers_of_a_pod_have_one_range() {
+        let mut book = Book::default();
+        let pod = |uid: &str| Owner::Pod(uid.to_owned());
+        let mut ids = |id: &str, owner: Owner, userns: UserNamespace| {
+            book.insert(record(id, owner, &format!("n{id}"), userns)).unwrap().record().ids
+        };
+        let one = ids("1", pod("a"), UserNamespace::Auto);
+        assert!(one.is_some());
+        assert_eq!(ids("2", pod("a"), UserNamespace::Host), None);
+        assert_eq!(ids("3", pod("a"), UserNamespace::Auto), one);
+        assert_ne!(ids("4", pod("b"), UserNamespace::Auto), one);
+        let locals = [ids("5", Owner::Local, UserNamespace::Auto), ids("6", Owner::Local, UserNamespace::Auto)];
+        assert!(locals[0] != locals[1] && !locals.contains(&one));
     }
 }

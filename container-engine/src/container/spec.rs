@@ -71,6 +71,8 @@ pub struct ContainerSpec {
     pub uts: NamespaceMode,
     /// User and group ids.
     pub userns: UserNamespace,
+    /// With a user namespace of its own, files of bind mounts belong to the same ids inside as on the host.
+    pub map_mounts: bool,
     /// `net.core.somaxconn` and the like.
     pub sysctls: BTreeMap<String, String>,
     /// Resource limits of its processes.
@@ -361,7 +363,7 @@ pub enum UserNamespace {
     /// The host's.
     #[default]
     Host,
-    /// One of its own, with a range of 65536 ids that no other container has.
+    /// One of its own, with a range of 65536 ids that no other container has; those of one pod have one range together.
     Auto,
     /// One of its own, ids 0 to `size - 1` mapped to `host` and up.
     Mapped {

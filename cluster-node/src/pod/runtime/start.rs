@@ -237,23 +237,28 @@ async fn files(mounts: &PodMounts, wanted: impl IntoIterator<Item = VolumeFile>)
     let mut found = BTreeMap::new();
     for file in wanted {
         let Some(Source::Path { path, .. }) = mounts.volumes.get(&file.volume).map(|it| &it.source) else { continue };
-        let inside = std::path::Path::new(&file.path).components();
-        if !inside.into_iter().all(|part| matches!(part, std::path::Component::Normal(_))) {
-            continue;
-        }
-        let path = path.join(&file.path);
-        let read = tokio::task::spawn_blocking(move || {
-            let meta = std::fs::symlink_metadata(&path)?;
-            if !meta.is_file() {
-                return Err(io::Error::other("it is no file"));
-            }
-            board::durable::read(&path, MAX_ENV_FILE)
-        });
+        let (path, inside) = (path.clone(), file.path.clone());
+        let read = tokio::task::spawn_blocking(move || read_inside(&path, &inside));
         if let Ok(Ok(bytes)) = read.await {
             found.insert(file, String::from_utf8_lossy(&bytes).into_owned());
         }
     }
     found
+}
+
+/// A small regular file of a volume. Containers write there: no link of theirs leads out of it.
+fn read_inside(volume: &std::path::Path, path: &str) -> io::Result<Vec<u8>> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    let root = rustix::fs::open(volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let file = std::fs::File::from(rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_ENV_FILE + 1), &mut bytes)?;
+    if bytes.len() as u64 > MAX_ENV_FILE { Err(io::Error::other("it is too large")) } else { Ok(bytes) }
 }
 
 /// The file into which a container writes why it ends.
@@ -279,4 +284,28 @@ async fn termination_log(
     });
     let made = made.await.unwrap_or_else(|error| Err(io::Error::other(error)));
     made.map(|()| Some(path)).map_err(|error| of_error("CreateContainerConfigError", &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_come_from_the_volume_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        std::fs::create_dir_all(volume.join("a")).unwrap();
+        std::fs::write(dir.path().join("secret"), "K='host'").unwrap();
+        std::fs::write(volume.join("a/env"), "K='v'").unwrap();
+        std::fs::write(volume.join("large"), vec![b'#'; 65 << 10]).unwrap();
+        std::os::unix::fs::symlink("..", volume.join("up")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("secret"), volume.join("away")).unwrap();
+        std::os::unix::fs::symlink("a/env", volume.join("link")).unwrap();
+        for good in ["a/env", "link"] {
+            assert_eq!(read_inside(&volume, good).unwrap(), b"K='v'", "{good}");
+        }
+        for wrong in ["up/secret", "../secret", "away", "/etc/hostname", "a", "large", "none", ""] {
+            assert!(read_inside(&volume, wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

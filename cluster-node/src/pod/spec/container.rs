@@ -134,6 +134,7 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, SpecError> {
         },
         uts: if on_host { NamespaceMode::Host } else { NamespaceMode::Private },
         userns: place.userns.clone(),
+        map_mounts: place.userns != UserNamespace::Host,
         sysctls: sysctls(spec),
         stop_signal: container.lifecycle.as_ref().and_then(|it| it.stop_signal.clone()),
         log: LogOptions {

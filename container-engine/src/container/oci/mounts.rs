@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{ConfigError, INIT, Input};
-use crate::container::{ContainerSpec, MountKind, MountPoint, MountSource, NamespaceMode, Propagation};
+use crate::container::{MountKind, MountPoint, MountSource, NamespaceMode, Propagation};
 
 /// `/dev/shm` where no size is asked for.
 const SHM_BYTES: u64 = 64 << 20;
@@ -34,7 +34,7 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Vec<Value>, ConfigError> {
         bind(source, target, &["rbind", "rprivate", access])
     }));
     for (mount, _) in own {
-        list.push(asked(spec, mount));
+        list.push(asked(input, mount));
     }
     if let Some(init) = &input.init {
         list.push(bind(init, INIT, &["bind", "ro", "rprivate"]));
@@ -67,6 +67,8 @@ fn defaults(input: &Input<'_>) -> Vec<Value> {
     }
     let group = ["nosuid", "noexec", "nodev", "relatime", sys_access];
     list.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &group));
+    // A namespace that the container does not own shows it no message queues.
+    let own_queues = input.userns.is_none() || spec.ipc == NamespaceMode::Private;
     match (&spec.ipc, &input.joined.shm) {
         (NamespaceMode::Host, _) => {
             list.push(bind(Path::new("/dev/shm"), "/dev/shm", &["rbind", "rprivate", "rw"]));
@@ -74,19 +76,20 @@ fn defaults(input: &Input<'_>) -> Vec<Value> {
         }
         (_, Some(shm)) => {
             list.push(bind(shm, "/dev/shm", &["rbind", "rprivate", "rw"]));
-            list.push(mount("/dev/mqueue", "mqueue", "mqueue", &quiet));
+            list.extend(own_queues.then(|| mount("/dev/mqueue", "mqueue", "mqueue", &quiet)));
         }
         _ => {
             let size = format!("size={}", spec.shm_size.unwrap_or(SHM_BYTES));
             list.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]));
-            list.push(mount("/dev/mqueue", "mqueue", "mqueue", &quiet));
+            list.extend(own_queues.then(|| mount("/dev/mqueue", "mqueue", "mqueue", &quiet)));
         }
     }
     list
 }
 
 /// One mount that was asked for.
-fn asked(spec: &ContainerSpec, mount: &MountPoint) -> Value {
+fn asked(input: &Input<'_>, mount: &MountPoint) -> Value {
+    let spec = input.spec;
     let original = spec.mounts.iter().find(|original| same(&original.target, &mount.target));
     let access = if mount.read_only { "ro" } else { "rw" };
     if mount.kind == MountKind::Tmpfs {
@@ -107,6 +110,10 @@ fn asked(spec: &ContainerSpec, mount: &MountPoint) -> Value {
     let mut options = vec!["rbind", access, propagation];
     if original.is_some_and(|original| original.recursive_read_only) && mount.read_only {
         options.push("rro");
+    }
+    // Anybody may write into `/dev/shm`, and memory can be mapped by the newest kernels alone.
+    if spec.map_mounts && input.userns.is_some() && mount.kind == MountKind::Bind && !same(&mount.target, "/dev/shm") {
+        options.push("idmap");
     }
     bind(&mount.source, &mount.target, &options)
 }

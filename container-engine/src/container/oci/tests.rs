@@ -197,6 +197,22 @@ fn namespaces_of_others_and_of_the_host() {
     assert!(namespaces(&user).contains(&"user".to_owned()));
     assert_eq!(user["linux"]["uidMappings"], json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]));
     assert_eq!(mount(&user, "/sys").unwrap()["type"], "bind");
+    assert_eq!(mount(&user, "/dev/mqueue").unwrap()["type"], "mqueue");
+    // In a pod: the IPC namespace is another's, and files keep their owners.
+    let pod = |map_mounts: bool| {
+        Case::with(|case| {
+            case.userns = Some((100_000, 65_536));
+            case.spec.userns = UserNamespace::Auto;
+            case.spec.ipc = NamespaceMode::Path("/run/ipc".into());
+            case.spec.map_mounts = map_mounts;
+            case.mounts = ["/data", "/dev/shm"].map(|target| point(target, MountKind::Bind, false)).into();
+        })
+        .config()
+    };
+    let (plain, mapped) = (pod(false), pod(true));
+    assert!(mount(&plain, "/dev/mqueue").is_none());
+    let is_mapped = |config: &Value, target: &str| options(config, target).contains(&"idmap".to_owned());
+    assert!(!is_mapped(&plain, "/data") && is_mapped(&mapped, "/data") && !is_mapped(&mapped, "/dev/shm"));
 }
 
 #[test]

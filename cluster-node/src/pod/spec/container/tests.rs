@@ -158,6 +158,7 @@ fn namespaces() {
         (spec.userns, spec.ipc),
         (UserNamespace::Mapped { host: 100_000, size: 65_536 }, NamespaceMode::Private)
     );
+    assert!(spec.map_mounts && !made(json!({}), json!({})).map_mounts);
     case.place.netns = None;
     assert_eq!(case.make().unwrap_err().reason, "CreateContainerError");
 }
