@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use container_engine::image::Record;
+use container_engine::{image::Record, owner::Owner};
 use k8s_openapi::api::core::v1::ContainerImage;
 
 /// Names of one image.
@@ -10,11 +10,11 @@ const MAX_NAMES: usize = 5;
 /// Images that the kubelet tells of unless configured otherwise.
 pub const MAX_IMAGES: usize = 50;
 
-/// The largest, each with its names: digests first. Those that pods see are the board's own and those of pods; `records` may
-/// name an image several times.
+/// The largest, each with its names: digests first. Pods do not see those of CI jobs, so they are not told of. `records`
+/// may name an image several times.
 pub fn images(records: &[Record], most: usize) -> Vec<ContainerImage> {
     let mut all: BTreeMap<String, (u64, BTreeSet<String>, BTreeSet<String>)> = BTreeMap::new();
-    for record in records {
+    for record in records.iter().filter(|it| !matches!(it.owner, Owner::Job(_))) {
         let (size, digests, tags) = all.entry(record.config.to_string()).or_default();
         *size = record.size.max(*size);
         digests.extend(record.repositories.iter().map(|it| format!("{it}@{}", record.target)));

@@ -243,6 +243,7 @@ fn the_largest_images_with_digests_first() {
         record("docker.io/library/big:1", b"big", 99, &[]),
         record("docker.io/library/big:latest", b"big", 99, &["docker.io/library/big"]),
         record("", b"nameless", 1000, &[]),
+        Record { owner: Owner::Job("7".into()), ..record("r.org/job:1", b"job", 500, &["r.org/job"]) },
     ];
     let target = Digest::of(b"target");
     let got = image::images(&records, 50);
