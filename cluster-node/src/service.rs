@@ -349,6 +349,8 @@ impl Node {
         parts.start("node.serving", |context| serving.run(for_serving, context));
         let rotation = Rotation::new(api.clone(), identity, self.0.clock.clone(), options.clone());
         parts.start("node.certificate", |context| rotation.run(context));
+        let (identity, registered) = (self.identity(), node.clone());
+        parts.start("node.join", |context| blank_join_toml(identity, registered, context));
         let reporter = node.clone();
         parts.start("node.status", |context| reporter.register_and_report(context));
         let leaser = node.clone();
@@ -398,4 +400,38 @@ impl Node {
             None => "in no cluster: `edge-agent join` makes it a node of one".to_owned(),
         }
     }
+}
+
+/// Once the node is registered, `join.toml` has served: its secrets are blanked.
+async fn blank_join_toml(
+    identity: PathBuf,
+    node: NodeObject,
+    context: Context,
+) -> Result<(), std::convert::Infallible> {
+    let mut uid = node.uid_changes();
+    let mut tries = 0;
+    let work = async {
+        if uid.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        loop {
+            let identity = identity.clone();
+            let done = tokio::task::spawn_blocking(move || join::toml::done(&identity)).await;
+            match done {
+                Ok(Ok(())) => return context.healthy("the board has joined"),
+                Ok(Err(error)) => context.degraded(
+                    format!("the token is still in join.toml: {}", board::tasks::chain(&error)),
+                    "delete that file, or make its file system writable",
+                ),
+                Err(_) => return,
+            }
+            tries += 1;
+            tokio::time::sleep(board::tasks::backoff(tries, Duration::from_secs(10), Duration::from_secs(3600))).await;
+        }
+    };
+    tokio::select! {
+        () = work => context.stop.cancelled().await,
+        () = context.stop.cancelled() => {}
+    }
+    Ok(())
 }

@@ -148,8 +148,15 @@ impl Api {
         let certificate = Arc::new(certificate);
         let tls = tls::config(ca, certificate.clone())?;
         let link = channel::Sender::new(Link::Unknown);
-        let dialer =
-            Arc::new(Dialer { server, tls: Some(tls), token, wire, clock, link, open: tokio::sync::Mutex::default() });
+        let dialer = Arc::new(Dialer {
+            server,
+            tls: Some(tls),
+            token,
+            wire,
+            clock: Some(clock),
+            link,
+            open: tokio::sync::Mutex::default(),
+        });
         let client = kube::Client::new(Service(dialer.clone()), "default");
         Ok(Self { client, dialer, certificate })
     }
@@ -160,7 +167,7 @@ impl Api {
         let link = channel::Sender::new(Link::Down { since: Instant::now(), problem });
         let server = Server { host: "none".to_owned(), port: 0 };
         let open = tokio::sync::Mutex::default();
-        let dialer = Arc::new(Dialer { server, tls: None, token: None, wire, clock, link, open });
+        let dialer = Arc::new(Dialer { server, tls: None, token: None, wire, clock: Some(clock), link, open });
         let client = kube::Client::new(Service(dialer.clone()), "default");
         Self { client, dialer, certificate: Arc::default() }
     }
@@ -168,11 +175,9 @@ impl Api {
     /// One that believes whoever answers, and shows nothing of itself: for what is signed otherwise.
     pub(crate) fn unverified(server: Server, wire: Wire) -> Result<Self, TlsError> {
         let tls = crate::join::anybody().map_err(|error| TlsError::Pem { what: "TLS", problem: error.to_string() })?;
-        // Nobody's time is believed either.
-        let (clock, _) = Clock::manual(0, false);
         let link = channel::Sender::new(Link::Unknown);
         let open = tokio::sync::Mutex::default();
-        let dialer = Arc::new(Dialer { server, tls: Some(tls), token: None, wire, clock, link, open });
+        let dialer = Arc::new(Dialer { server, tls: Some(tls), token: None, wire, clock: None, link, open });
         let client = kube::Client::new(Service(dialer.clone()), "default");
         Ok(Self { client, dialer, certificate: Arc::default() })
     }

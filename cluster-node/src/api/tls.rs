@@ -85,7 +85,7 @@ pub fn config(ca: &[u8], certificate: Arc<ClientCertificate>) -> Result<Arc<Clie
     for one in certificates("the cluster's CA", ca)? {
         roots.add(one).map_err(|source| TlsError::Unusable { what: "the cluster's CA", source })?;
     }
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let builder = ClientConfig::builder_with_details(Arc::new(ring::default_provider()), board::tls::time())
         .with_safe_default_protocol_versions()
         .map_err(|source| TlsError::Unusable { what: "TLS", source })?;
     let mut config = builder.with_root_certificates(roots).with_client_cert_resolver(certificate);

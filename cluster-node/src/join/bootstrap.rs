@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::Api as Typed;
 use serde_json::Value;
 
-use super::{ClusterInfo, Credentials, JoinError, csr, discovery::Discovered};
+use super::{ClusterInfo, Credentials, JoinError, csr, discovery::Discovered, off};
 use crate::api::{Api, Failure, Identity, Wire, failure};
 
 /// A bootstrap token, `ID.SECRET`.
@@ -59,7 +59,8 @@ pub(super) async fn bootstrap(
     let place = found.server.authority();
     let identity = Identity::Token(token.text().to_owned());
     let api = Api::new(found.server.clone(), &found.ca, identity, clock.clone(), wire.clone())?;
-    is_free(&api, &place, name).await?;
+    let board = off(crate::node::facts::Machine::read).await?.system_uuid;
+    is_free(&api, &place, name, &board).await?;
     let configuration = configuration(&api, &place).await?;
     said("waiting for the certificate".to_owned());
     let issued = csr::client(&api, &place, name).await?;
@@ -72,26 +73,36 @@ pub(super) async fn bootstrap(
         dns,
         domain: domain.to_owned(),
         configuration,
+        board,
     };
     Ok(Credentials { cluster, ca: found.ca.clone(), chain: issued.chain, key: issued.key })
 }
 
 /// Nobody else is Ready under this name.
-async fn is_free(api: &Api, place: &str, name: &str) -> Result<(), JoinError> {
+async fn is_free(api: &Api, place: &str, name: &str, board: &str) -> Result<(), JoinError> {
     match Typed::<Node>::all(api.client()).get(name).await {
-        Ok(node) => {
-            let mut conditions = node.status.into_iter().flat_map(|it| it.conditions.unwrap_or_default());
-            if conditions.any(|it| it.type_ == "Ready" && it.status == "True") {
-                return Err(JoinError::NameTaken { node: name.to_owned() });
-            }
-            Ok(())
-        }
+        Ok(node) => judge(&node, name, board),
         Err(error) => match failure(&error) {
             // A cluster need not let tokens look: then the name is not known to be taken.
             Failure::NotFound | Failure::Forbidden => Ok(()),
             _ => Err(JoinError::of(place, "see whether its name is free", &error)),
         },
     }
+}
+
+/// A node that is not Ready may be this board before it was flashed: it is taken over.
+fn judge(node: &Node, name: &str, board: &str) -> Result<(), JoinError> {
+    let status = node.status.as_ref();
+    let mut conditions = status.and_then(|it| it.conditions.as_ref()).into_iter().flatten();
+    if !conditions.any(|it| it.type_ == "Ready" && it.status == "True") {
+        return Ok(());
+    }
+    let other = status.and_then(|it| it.node_info.as_ref()).map_or("", |it| it.system_uuid.as_str());
+    if !board.is_empty() && other.eq_ignore_ascii_case(board) {
+        return Err(JoinError::Flashed { node: name.to_owned() });
+    }
+    let shown = |id: &str| if id.is_empty() { "unknown".to_owned() } else { id.chars().take(64).collect() };
+    Err(JoinError::NameTaken { node: name.to_owned(), other: shown(other), own: shown(board) })
 }
 
 /// The cluster's `KubeletConfiguration`; one that has none, or does not show it, leaves everything at its default.
@@ -120,5 +131,23 @@ mod tests {
         for wrong in ["", "abcdef", "abcdef.0123", "ABCDEF.0123456789abcdef", "abcdef.0123456789abcdeé", "a.b.c"] {
             assert!(matches!(Token::parse(wrong), Err(JoinError::TokenForm)), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_board_flashed_anew_is_told_from_another() {
+        let node = |uuid: &str, ready: &str| -> Node {
+            let info = serde_json::json!({ "systemUUID": uuid, "machineID": "", "bootID": "", "kernelVersion": "",
+                "osImage": "", "containerRuntimeVersion": "", "kubeletVersion": "", "kubeProxyVersion": "",
+                "operatingSystem": "", "architecture": "" });
+            let condition = serde_json::json!({ "type": "Ready", "status": ready });
+            serde_json::from_value(serde_json::json!({ "status": { "nodeInfo": info, "conditions": [condition] } }))
+                .unwrap()
+        };
+        assert!(judge(&node("a", "Unknown"), "n", "b").is_ok());
+        assert!(judge(&Node::default(), "n", "b").is_ok());
+        assert!(matches!(judge(&node("A", "True"), "n", "a"), Err(JoinError::Flashed { .. })));
+        let taken = judge(&node("a", "True"), "n", "b").unwrap_err().to_string();
+        assert!(taken.contains("UUID a") && taken.contains("is b") && taken.contains("--node-name"), "{taken}");
+        assert!(matches!(judge(&node("", "True"), "n", ""), Err(JoinError::NameTaken { .. })));
     }
 }

@@ -33,6 +33,15 @@ pub struct ClusterInfo {
     pub domain: String,
     /// The cluster's `KubeletConfiguration`, as it was on joining.
     pub configuration: serde_json::Value,
+    /// System UUID of the machine that this identity was made on; empty where it was not known.
+    pub board: String,
+}
+
+impl ClusterInfo {
+    /// Whether this identity was made on another machine than `board`: its card was moved, or copied.
+    pub fn is_of_another(&self, board: &str) -> bool {
+        !self.board.is_empty() && !board.is_empty() && self.board != board
+    }
 }
 
 /// An identity.
@@ -138,8 +147,16 @@ pub(super) fn split(pem: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     (chain.contains("-----BEGIN CERTIFICATE-----")).then(|| (chain.into(), key.into()))
 }
 
-/// Writes an identity; the certificate last.
+/// Writes an identity; the certificate last. Where that does not work nothing of it stays.
 pub(super) fn store(identity: &Path, credentials: &Credentials, renewal: Option<&str>) -> Result<(), CredentialsError> {
+    let stored = try_store(identity, credentials, renewal);
+    if stored.is_err() {
+        let _ = remove(identity, &FILES); // The first error is the one to report.
+    }
+    stored
+}
+
+fn try_store(identity: &Path, credentials: &Credentials, renewal: Option<&str>) -> Result<(), CredentialsError> {
     let write = |name: &str, bytes: &[u8], mode| {
         let path = identity.join(name);
         board::durable::write(&path, bytes, mode).map_err(failed("write", &path))
@@ -165,6 +182,14 @@ pub(super) fn store_node(identity: &Path, chain: &[u8], key: &[u8]) -> Result<()
     board::durable::write(&path, &pem, 0o600).map_err(failed("write", &path))
 }
 
+/// The machine that the identity is on now.
+pub(super) fn store_board(identity: &Path, cluster: &ClusterInfo, board: &str) -> Result<(), CredentialsError> {
+    let path = identity.join(CLUSTER);
+    let cluster = ClusterInfo { board: board.to_owned(), ..cluster.clone() };
+    let json = serde_json::to_vec_pretty(&cluster).unwrap_or_default();
+    board::durable::write(&path, &json, 0o600).map_err(failed("write", &path))
+}
+
 /// The board's own token for coming back, where it has one.
 pub(super) fn renewal(identity: &Path) -> Option<String> {
     let bytes = read(&identity.join(RENEWAL)).ok().flatten()?;
@@ -176,15 +201,28 @@ pub fn renews(identity: &Path) -> bool {
     identity.join(RENEWAL).is_file()
 }
 
-/// Removes the identity; the certificate first, so that half of it is none.
+/// The files of an identity; the certificate first, so that half of it is none.
+const FILES: [&str; 6] = [NODE, super::serving::FILE, super::serving::PENDING, RENEWAL, CLUSTER, CA];
+
+/// Removes the identity, and with it the copy of a `join.toml`: the board does not join again by itself.
 pub fn forget(identity: &Path) -> Result<(), CredentialsError> {
-    for name in [NODE, super::serving::FILE, super::serving::PENDING, RENEWAL, CLUSTER, CA] {
+    remove(identity, &FILES)?;
+    remove(identity, &[super::toml::COPY])
+}
+
+fn remove(identity: &Path, names: &[&str]) -> Result<(), CredentialsError> {
+    // One that cannot be removed keeps no other.
+    let mut first = Ok(());
+    for name in names {
         let path = identity.join(name);
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                first = first.and(Err(failed("remove", &path)(error)));
+            }
             _ => {}
         }
     }
+    first?;
     board::durable::sync_dir(identity).map_err(failed("sync", identity))
 }
 
@@ -200,6 +238,24 @@ mod tests {
             chain: made.cert.pem().into(),
             key: made.signing_key.serialize_pem().into(),
         }
+    }
+
+    #[test]
+    fn a_card_of_another_machine_is_told() {
+        let of = |board: &str| ClusterInfo { board: board.into(), ..ClusterInfo::default() };
+        assert!(of("a").is_of_another("b"));
+        assert!(!of("a").is_of_another("a") && !of("").is_of_another("b") && !of("a").is_of_another(""));
+    }
+
+    #[test]
+    fn what_cannot_be_stored_whole_is_not_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        // The certificate, written last, has no place.
+        std::fs::create_dir_all(dir.path().join("node.pem/full")).unwrap();
+        assert!(store(dir.path(), &made(), Some("abcdef.0123456789abcdef")).is_err());
+        std::fs::remove_dir_all(dir.path().join("node.pem")).unwrap();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 
     #[test]

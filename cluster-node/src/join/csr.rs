@@ -4,21 +4,30 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use futures_util::StreamExt;
 use k8s_openapi::{
     ByteString,
-    api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
+    api::certificates::v1::{
+        CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestSpec,
+    },
 };
-use kube::{Api as Typed, api::PostParams};
+use kube::{
+    Api as Typed,
+    api::{PostParams, WatchEvent, WatchParams},
+};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use tokio::time::Instant;
 
 use super::JoinError;
-use crate::api::{Api, Failure, failure};
+use crate::api::{Api, Failure, failure, tls};
 
 /// How long an automatic approval may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// First and longest wait between two looks.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+
+/// A watch ends by itself after this time, s.
+const WATCH: u32 = 290;
 
 /// A certificate and its key, PEM.
 pub(super) struct Issued {
@@ -75,6 +84,44 @@ pub(super) async fn look(api: &Api, name: &str) -> Result<Outcome, kube::Error> 
     Ok(status.certificate.map_or(Outcome::Pending, |it| Outcome::Issued(it.0)))
 }
 
+/// Whether what was signed is for this key and this node: nothing else replaces what the board has.
+fn usable(chain: &[u8], key: &[u8], name: &str) -> Result<(), JoinError> {
+    tls::certified(chain, key)?;
+    let first = tls::certificates("the certificate", chain)?;
+    let wanted = format!("system:node:{name}");
+    let problem = match first.first().and_then(board::tls::common_name) {
+        Some(found) if found == wanted => return Ok(()),
+        Some(found) => format!("it is for {found:?} instead of {wanted:?}"),
+        None => format!("it is not for {wanted:?}"),
+    };
+    Err(JoinError::Understood { what: "the certificate", problem })
+}
+
+/// Returns when something has come of a request, as far as the server tells; never returns where it does not.
+pub(super) async fn changed(api: &Api, name: &str) {
+    let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(WATCH);
+    let requests = Typed::<CertificateSigningRequest>::all(api.client());
+    if let Ok(events) = requests.watch(&params, "0").await {
+        let mut events = std::pin::pin!(events);
+        while let Some(Ok(event)) = events.next().await {
+            match event {
+                // As it is now; it may have been signed since the last look.
+                WatchEvent::Added(it) if !is_decided(&it) => {}
+                WatchEvent::Bookmark(_) => {}
+                WatchEvent::Error(_) => break,
+                _ => return,
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+fn is_decided(request: &CertificateSigningRequest) -> bool {
+    let Some(status) = &request.status else { return false };
+    let refused = |it: &CertificateSigningRequestCondition| matches!(it.type_.as_str(), "Denied" | "Failed");
+    status.certificate.is_some() || status.conditions.iter().flatten().any(refused)
+}
+
 /// Asks for a client certificate, which a cluster approves by itself, and waits for it.
 pub(super) async fn client(api: &Api, place: &str, name: &str) -> Result<Issued, JoinError> {
     let (key, request) = request(name, &[], &[])?;
@@ -85,7 +132,10 @@ pub(super) async fn client(api: &Api, place: &str, name: &str) -> Result<Issued,
     let mut wait = LOOKS.0;
     loop {
         match look(api, &posted).await {
-            Ok(Outcome::Issued(chain)) => return Ok(Issued { chain, key: key.into_bytes() }),
+            Ok(Outcome::Issued(chain)) => {
+                usable(&chain, key.as_bytes(), name)?;
+                return Ok(Issued { chain, key: key.into_bytes() });
+            }
             Ok(Outcome::Refused(problem)) => return Err(JoinError::Request { request: posted, problem }),
             Ok(Outcome::Pending) => {}
             Err(error) if failure(&error) == Failure::Unreachable || failure(&error) == Failure::Busy => {}
@@ -97,5 +147,38 @@ pub(super) async fn client(api: &Api, place: &str, name: &str) -> Result<Issued,
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LOOKS.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_signers_want() {
+        let (key, pem) = request("board-7", &["board-7".into()], &["10.0.0.1".parse().unwrap()]).unwrap();
+        assert!(key.contains("PRIVATE KEY") && pem.contains("CERTIFICATE REQUEST"));
+        let (_, der) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+        let (_, it) =
+            <x509_parser::certification_request::X509CertificationRequest<'_> as x509_parser::prelude::FromDer<_>>::from_der(&der.contents)
+                .unwrap();
+        let subject = it.certification_request_info.subject.to_string();
+        assert!(subject.contains("O=system:nodes") && subject.contains("CN=system:node:board-7"), "{subject}");
+    }
+
+    #[test]
+    fn what_is_signed_for_others_is_not_taken() {
+        let made = |name: &str| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+        };
+        let (chain, key) = made("system:node:a");
+        assert!(usable(chain.as_bytes(), key.as_bytes(), "a").is_ok());
+        assert!(usable(chain.as_bytes(), key.as_bytes(), "b").is_err());
+        assert!(usable(chain.as_bytes(), made("x").1.as_bytes(), "a").is_err());
+        assert!(usable(b"", key.as_bytes(), "a").is_err());
     }
 }

@@ -55,11 +55,13 @@ pub(super) async fn discover(
     server: &Server,
     token: &Token,
     pins: &[Pin],
+    clock: &Clock,
     wire: &Wire,
+    said: &(dyn Fn(String) + Send + Sync),
 ) -> Result<Discovered, JoinError> {
     let place = server.authority();
     let anybody = Api::unverified(server.clone(), wire.clone())?;
-    let payload = signed(&anybody, &place, token).await?;
+    let payload = signed(&anybody, &place, token, said).await?;
     let (inner, ca) = kubeconfig(&payload)?;
     if !pins.is_empty() {
         let found = pins_of(&ca)?;
@@ -67,9 +69,7 @@ pub(super) async fn discover(
             let found = found.first().map(text).unwrap_or_default();
             return Err(JoinError::Pin { server: place, found });
         }
-        // Nobody else's time is believed: this connection is verified, but the clock is told only by those after it.
-        let (clock, _) = Clock::manual(0, false);
-        let verified = Api::new(server.clone(), &ca, Identity::Nobody, clock, wire.clone())?;
+        let verified = Api::new(server.clone(), &ca, Identity::Nobody, clock.clone(), wire.clone())?;
         let again = info(&verified).await.map_err(|error| JoinError::of(&place, "read cluster-info", &error))?;
         if again.data.unwrap_or_default().get("kubeconfig") != Some(&payload) {
             return Err(JoinError::Changed { server: place });
@@ -83,7 +83,13 @@ async fn info(api: &Api) -> Result<ConfigMap, kube::Error> {
 }
 
 /// The signed text, once there is a signature; the signer adds it some moments after the token was made.
-async fn signed(api: &Api, place: &str, token: &Token) -> Result<String, JoinError> {
+async fn signed(
+    api: &Api,
+    place: &str,
+    token: &Token,
+    said: &(dyn Fn(String) + Send + Sync),
+) -> Result<String, JoinError> {
+    let mut is_told = false;
     let end = Instant::now() + PATIENCE;
     loop {
         let problem = match info(api).await {
@@ -112,6 +118,9 @@ async fn signed(api: &Api, place: &str, token: &Token) -> Result<String, JoinErr
         };
         if Instant::now() + AGAIN > end {
             return Err(problem);
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            said(format!("not yet, and tried again for {} s: {problem}", PATIENCE.as_secs()));
         }
         tokio::time::sleep(AGAIN).await;
     }

@@ -10,7 +10,7 @@ use crate::api::{ServerError, tls::TlsError};
 pub enum JoinError {
     /// It is a node already.
     #[error(
-        "this board is node {node} of the cluster at {server} already: leave that one first with `edge-agent leave`"
+        "this board is node {node} of the cluster at {server} already: leave that one first with `edge-agent leave` (`--purge` where it is gone, or does not know this board any more)"
     )]
     AlreadyJoined {
         /// Of which cluster.
@@ -24,6 +24,11 @@ pub enum JoinError {
     /// The address.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// A name that no Node object can have.
+    #[error(
+        "{0:?} is no name of a node: use lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit, in --node-name or node.name"
+    )]
+    NodeName(String),
     /// The token's form.
     #[error(
         "the token has the wrong form: it is ID.SECRET with 6 and 16 lower-case letters or digits, as `kubeadm token create` prints it"
@@ -58,6 +63,26 @@ pub enum JoinError {
         problem: &'static str,
         /// The board's time.
         now: String,
+    },
+    /// Its certificate is of another CA.
+    #[error(
+        "the certificate of {server} is not signed by the cluster's CA ({problem}): something else answers there, such as a proxy, or the cluster's CA was replaced"
+    )]
+    Untrusted {
+        /// Where.
+        server: String,
+        /// In TLS's words.
+        problem: String,
+    },
+    /// Its certificate is for other names.
+    #[error(
+        "the certificate of {server} is not for that address ({problem}): use one that it names, or add this one to apiServer.certSANs of the cluster"
+    )]
+    OtherName {
+        /// Where.
+        server: String,
+        /// In TLS's words.
+        problem: String,
     },
     /// It is no cluster that kubeadm made, or something else answers there.
     #[error("{server} answers, but not as a cluster that boards can join: {problem}")]
@@ -105,11 +130,41 @@ pub enum JoinError {
     },
     /// The name is another's.
     #[error(
-        "a node {node} is Ready in the cluster already: if that is not this board, choose another name with --node-name; if this board was flashed anew, delete it first with `kubectl delete node {node}`"
+        "another machine (system UUID {other}; this board's is {own}) is node {node}, and Ready: choose another name with --node-name, or, where that machine is gone, delete it with `kubectl delete node {node}`"
     )]
     NameTaken {
         /// Which.
         node: String,
+        /// Of which machine.
+        other: String,
+        /// This one.
+        own: String,
+    },
+    /// The name is its own, from before it was flashed.
+    #[error(
+        "this very board is node {node}, and Ready: it was flashed anew a moment ago, or a kubelet runs on it as well. Stop that one and wait a minute, or delete the node with `kubectl delete node {node}`"
+    )]
+    Flashed {
+        /// Which.
+        node: String,
+    },
+    /// The pods cannot be moved elsewhere.
+    #[error(
+        "the API server at {server} cannot be reached ({problem}), and without it no pod can be moved elsewhere: connect the board, or forget the cluster with `edge-agent leave --purge`"
+    )]
+    Offline {
+        /// Where.
+        server: String,
+        /// Why.
+        problem: String,
+    },
+    /// 401.
+    #[error(
+        "the API server does not take the token or certificate with which the board wants to {what}: it has expired, or is of another cluster; make another token with `kubeadm token create --print-join-command`"
+    )]
+    Unauthorized {
+        /// What was asked.
+        what: &'static str,
     },
     /// The server said no.
     #[error("the API server does not let the board {what}: {problem}")]
@@ -160,10 +215,7 @@ impl JoinError {
         use crate::api::{Failure, failure};
         match failure(error) {
             Failure::Unreachable => Self::unreachable(server, &board::tasks::chain(error)),
-            Failure::Unauthorized => Self::Refused {
-                what,
-                problem: "it does not take the token or certificate: it may have expired; make another token with `kubeadm token create --print-join-command`".to_owned(),
-            },
+            Failure::Unauthorized => Self::Unauthorized { what },
             _ => Self::Refused { what, problem: crate::node::request::words(error) },
         }
     }
@@ -171,6 +223,13 @@ impl JoinError {
     /// No connection; certificates that time has to do with are told apart.
     pub(super) fn unreachable(server: &str, problem: &str) -> Self {
         let lower = problem.to_lowercase();
+        let (place, words) = (server.to_owned(), problem.to_owned());
+        if lower.contains("unknownissuer") || lower.contains("badsignature") {
+            return Self::Untrusted { server: place, problem: words };
+        }
+        if lower.contains("not valid for name") || lower.contains("notvalidforname") {
+            return Self::OtherName { server: place, problem: words };
+        }
         let kind = if lower.contains("not valid yet") || lower.contains("notvalidyet") {
             Some("not yet valid")
         } else if lower.contains("expired") {
@@ -179,15 +238,38 @@ impl JoinError {
             None
         };
         match kind {
-            Some(problem) => {
-                Self::Clock { server: server.to_owned(), problem, now: jiff::Timestamp::now().to_string() }
-            }
-            None => Self::Unreachable { server: server.to_owned(), problem: problem.to_owned() },
+            Some(problem) => Self::Clock { server: place, problem, now: jiff::Timestamp::now().to_string() },
+            None => Self::Unreachable { server: place, problem: words },
         }
     }
 
     pub(super) fn file(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::File { path, problem: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_connection_is_told_apart() {
+        #[track_caller]
+        fn check(tls: rustls::CertificateError, want: &str) {
+            let problem = board::tasks::chain(&rustls::Error::InvalidCertificate(tls));
+            let words = JoinError::unreachable("core:6443", &problem).to_string();
+            assert!(words.contains("core:6443") && words.contains(want), "{words}");
+        }
+        use rustls::{CertificateError as E, pki_types::UnixTime};
+        let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        check(E::NotValidYetContext { time: at(1), not_before: at(2) }, "not yet valid");
+        check(E::ExpiredContext { time: at(2), not_after: at(1) }, "is expired by this board's clock");
+        check(E::UnknownIssuer, "not signed by the cluster's CA");
+        check(E::BadSignature, "not signed by the cluster's CA");
+        let name = rustls::pki_types::ServerName::try_from("core").unwrap();
+        check(E::NotValidForNameContext { expected: name, presented: Vec::new() }, "apiServer.certSANs");
+        let refused = JoinError::unreachable("core:6443", "Connection refused (os error 111)").to_string();
+        assert!(refused.contains("check the address"), "{refused}");
     }
 }

@@ -1,6 +1,6 @@
 //! Leaving: no new pods, and an end for those that are here, as `kubectl drain` does.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
@@ -26,8 +26,12 @@ pub async fn leave(api: &Api, node: &str, said: &(dyn Fn(String) + Send + Sync))
     match cordoned {
         Ok(_) => said(format!("node {node} takes no new pods")),
         Err(error) if failure(&error) == Failure::NotFound => {}
+        Err(error) if failure(&error) == Failure::Unreachable => {
+            return Err(JoinError::Offline { server: place, problem: board::tasks::chain(&error) });
+        }
         Err(error) => return Err(JoinError::of(&place, "cordon its node", &error)),
     }
+    let mut told = BTreeSet::new();
     let end = Instant::now() + PATIENCE;
     loop {
         let left = pods(api, &place, node).await?;
@@ -44,21 +48,27 @@ pub async fn leave(api: &Api, node: &str, said: &(dyn Fn(String) + Send + Sync))
             return Ok(());
         }
         for pod in left.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-            evict(api, pod, said).await;
+            if let Some(words) = evict(api, pod).await.filter(|words| told.insert(words.clone())) {
+                said(words);
+            }
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-async fn evict(api: &Api, pod: &Pod, said: &(dyn Fn(String) + Send + Sync)) {
+/// What there is to say of it.
+async fn evict(api: &Api, pod: &Pod) -> Option<String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let evicted = Typed::<Pod>::namespaced(api.client(), namespace).evict(name, &EvictParams::default()).await;
     match evicted {
-        Ok(_) => said(format!("pod {namespace}/{name} is evicted")),
-        // A budget does not allow it now.
-        Err(error) if failure(&error) == Failure::Busy => {}
-        Err(error) => said(format!("pod {namespace}/{name} is not evicted: {}", crate::node::request::words(&error))),
+        Ok(_) => Some(format!("pod {namespace}/{name} is evicted")),
+        Err(error) => match failure(&error) {
+            Failure::NotFound => None,
+            // A budget does not allow it now.
+            Failure::Busy => Some(format!("pod {namespace}/{name} waits for its disruption budget")),
+            _ => Some(format!("pod {namespace}/{name} is not evicted: {}", crate::node::request::words(&error))),
+        },
     }
 }
 

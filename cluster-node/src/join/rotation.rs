@@ -72,6 +72,8 @@ impl Rotation {
     /// Until it is told to stop.
     pub async fn run(self, context: Context) -> Result<(), super::CredentialsError> {
         let mut tries = 0;
+        let board = super::off(crate::node::facts::Machine::read).await.map(|it| it.system_uuid).unwrap_or_default();
+        let mut is_moved = false;
         loop {
             let Some(known) = Credentials::load(&self.identity)? else {
                 // It is being left.
@@ -80,13 +82,20 @@ impl Rotation {
             };
             let now = crate::pod::now(&self.clock);
             let validity = known.validity()?;
-            let age = age(validity, now);
+            let mut age = age(validity, now);
+            if known.cluster.is_of_another(&board) {
+                // Where its card was copied, the two boards must not have one key.
+                is_moved = true;
+                if let Age::Young(_) = age {
+                    age = Age::Due;
+                }
+            }
             let wait = match age {
                 Age::Young(left) => {
-                    context.healthy(format!("the certificate is good until {}", validity.1));
+                    self.is_good(&context, &known.cluster.node, validity.1, is_moved);
                     Duration::try_from(left).unwrap_or(LOOK).min(LOOK)
                 }
-                Age::Due | Age::Urgent | Age::Expired => match self.renew(&known, age).await {
+                Age::Due | Age::Urgent | Age::Expired => match self.renew(&known, age, &board).await {
                     Ok(()) => {
                         tries = 0;
                         continue;
@@ -105,6 +114,17 @@ impl Rotation {
                 // What failed for want of the link is tried when it is back.
                 _ = async { link.wait_for(|link| *link == Link::Up).await.is_ok() }, if tries > 0 && *self.api.link().borrow() != Link::Up => {}
             }
+        }
+    }
+
+    fn is_good(&self, context: &Context, node: &str, until: Timestamp, is_moved: bool) {
+        if is_moved {
+            context.degraded(
+                format!("this board's identity was made on another machine: if the card was copied, two boards are node {node} now"),
+                "where it was copied: `edge-agent leave --purge` on one of them, then join under another name; where it was only moved, all is well",
+            );
+        } else {
+            context.healthy(format!("the certificate is good until {until}"));
         }
     }
 
@@ -131,25 +151,41 @@ impl Rotation {
         }
     }
 
-    async fn renew(&self, known: &Credentials, age: Age) -> Result<(), JoinError> {
-        let place = known.server()?.authority();
-        let name = &known.cluster.node;
+    async fn renew(&self, known: &Credentials, age: Age, board: &str) -> Result<(), JoinError> {
         let issued = if age == Age::Expired {
-            let token = renewal(&self.identity).ok_or(JoinError::NotJoined)?;
-            let token = Token::parse(&token)?;
-            let identity = Identity::Token(token.text().to_owned());
-            let (clock, wire) = (self.clock.clone(), self.api.wire().clone());
-            let api = Api::new(known.server()?, &known.ca, identity, clock, wire)?;
-            csr::client(&api, &place, name).await?
+            self.by_token(known).await?
         } else {
-            csr::client(&self.api, &place, name).await?
+            let place = known.server()?.authority();
+            match csr::client(&self.api, &place, &known.cluster.node).await {
+                // A clock that is behind, or a CA that was replaced: the cluster's word counts.
+                Err(JoinError::Unauthorized { .. }) if renewal(&self.identity).is_some() => {
+                    self.by_token(known).await?
+                }
+                other => other?,
+            }
         };
         let (identity, chain, key) = (self.identity.clone(), issued.chain.clone(), issued.key.clone());
-        let stored = tokio::task::spawn_blocking(move || credentials::store_node(&identity, &chain, &key));
-        stored.await.map_err(|error| JoinError::Key(error.to_string()))??;
+        let (cluster, board) = (known.cluster.clone(), board.to_owned());
+        let stored = super::off(move || {
+            credentials::store_node(&identity, &chain, &key)?;
+            if cluster.is_of_another(&board) { credentials::store_board(&identity, &cluster, &board) } else { Ok(()) }
+        });
+        stored.await??;
         self.api.replace_certificate(&issued.chain, &issued.key).await?;
         tracing::info!(node = self.options.name, "the board has another certificate");
         Ok(())
+    }
+
+    /// As the board that it was, with its own token.
+    async fn by_token(&self, known: &Credentials) -> Result<csr::Issued, JoinError> {
+        let token = renewal(&self.identity).ok_or(JoinError::NotJoined)?;
+        let token = Token::parse(&token)?;
+        let identity = Identity::Token(token.text().to_owned());
+        let (clock, wire) = (self.clock.clone(), self.api.wire().clone());
+        let server = known.server()?;
+        let place = server.authority();
+        let api = Api::new(server, &known.ca, identity, clock, wire)?;
+        csr::client(&api, &place, &known.cluster.node).await
     }
 }
 

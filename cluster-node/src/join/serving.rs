@@ -22,6 +22,7 @@ use super::{
     JoinError,
     credentials::{split, validity},
     csr::{self, Outcome},
+    off,
 };
 use crate::api::{Api, tls};
 
@@ -87,6 +88,7 @@ impl Serving {
     /// Asks the cluster for a certificate whenever there is none that fits the node's addresses.
     pub async fn run(mut self, api: Api, context: Context) -> Result<(), JoinError> {
         let mut wait = LOOKS.0;
+        let mut waiting = None;
         loop {
             let pause = match self.step(&api).await {
                 Ok(Step::Good) => {
@@ -98,6 +100,7 @@ impl Serving {
                     let own = if self.signed { "" } else { "its own certificate is shown meanwhile; " };
                     context
                         .healthy(format!("{own}request {request} waits for `kubectl certificate approve {request}`"));
+                    waiting = Some(request);
                     wait = (wait * 2).min(LOOKS.1);
                     wait
                 }
@@ -113,9 +116,17 @@ impl Serving {
                     wait
                 }
             };
+            let waiting = waiting.take();
+            let decided = async {
+                match &waiting {
+                    Some(request) => csr::changed(&api, request).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = context.stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
+                () = decided => {}
                 changed = self.addresses.changed() => if changed.is_err() {
                     context.stop.cancelled().await;
                     return Ok(());
@@ -125,7 +136,7 @@ impl Serving {
     }
 
     async fn step(&mut self, api: &Api) -> Result<Step, JoinError> {
-        let names = names(&self.addresses.borrow_and_update());
+        let names = names(&self.addresses.borrow_and_update(), &self.node);
         if !names.iter().any(|name| name.parse::<IpAddr>().is_ok()) {
             return Ok(Step::NoAddress);
         }
@@ -139,7 +150,7 @@ impl Serving {
         };
         let done = match csr::look(api, &pending.request).await {
             Ok(Outcome::Pending) => return Ok(Step::Waits(pending.request)),
-            Ok(Outcome::Issued(chain)) => self.take(&chain, &pending.key).map(|()| Step::Good),
+            Ok(Outcome::Issued(chain)) => self.take(chain, pending.key).await.map(|()| Step::Good),
             Ok(Outcome::Refused(problem)) => Err(JoinError::Request { request: pending.request, problem }),
             // It is cleared away after a time.
             Err(error) if crate::api::failure(&error) == crate::api::Failure::NotFound => {
@@ -168,17 +179,17 @@ impl Serving {
         // What is made of strings has a JSON form.
         let json = serde_json::to_vec(&pending).unwrap_or_default();
         let path = self.identity.join(PENDING);
-        board::durable::write(&path, &json, 0o600).map_err(JoinError::file(&path))?;
+        off(move || board::durable::write(&path, &json, 0o600).map_err(JoinError::file(&path))).await??;
         Ok(pending)
     }
 
-    fn take(&mut self, chain: &[u8], key: &str) -> Result<(), JoinError> {
-        let certified = tls::certified(chain, key.as_bytes())?;
-        let mut pem = chain.to_vec();
+    async fn take(&mut self, chain: Vec<u8>, key: String) -> Result<(), JoinError> {
+        let certified = tls::certified(&chain, key.as_bytes())?;
+        let mut pem = chain;
         pem.push(b'\n');
         pem.extend_from_slice(key.as_bytes());
         let path = self.identity.join(FILE);
-        board::durable::write(&path, &pem, 0o600).map_err(JoinError::file(&path))?;
+        off(move || board::durable::write(&path, &pem, 0o600).map_err(JoinError::file(&path))).await??;
         *self.shown.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
         self.signed = true;
         Ok(())
@@ -204,8 +215,9 @@ fn own(node: &str) -> Result<Arc<CertifiedKey>, JoinError> {
 }
 
 /// What the certificate has to say: the node's addresses and names.
-fn names(addresses: &[NodeAddress]) -> BTreeSet<String> {
-    addresses.iter().map(|it| it.address.clone()).collect()
+fn names(addresses: &[NodeAddress], node: &str) -> BTreeSet<String> {
+    // The status has the name as an address, too.
+    addresses.iter().map(|it| it.address.clone()).chain([node.to_owned()]).collect()
 }
 
 /// Whether a certificate is good for a while yet, and says all of that.

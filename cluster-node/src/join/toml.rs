@@ -11,11 +11,11 @@ use super::{JoinError, JoinOptions};
 /// Where it is looked for, the first that is there.
 pub const PLACES: [&str; 3] = ["/boot/firmware/join.toml", "/boot/join.toml", "/etc/edge-agent/join.toml"];
 /// The copy in the identity.
-const COPY: &str = "join.toml";
+pub(super) const COPY: &str = "join.toml";
 /// Largest file, bytes.
 const MAX: u64 = 64 << 10;
-/// Keys whose values are secrets.
-const SECRETS: [&str; 2] = ["token", "renewal_token"];
+/// Characters of a token's two parts.
+const TOKEN: (usize, usize) = (6, 16);
 
 /// What `join.toml` says; none where there is none.
 pub fn find(identity: &Path) -> Result<Option<JoinOptions>, JoinError> {
@@ -29,7 +29,10 @@ fn find_in(identity: &Path, places: &[PathBuf]) -> Result<Option<JoinOptions>, J
             Ok(bytes) => {
                 let options = parse(place, &bytes)?;
                 // The card may be taken out, or written by another system, at any time.
-                board::durable::write(&copy, &bytes, 0o600).map_err(JoinError::file(&copy))?;
+                // It is looked at again and again until the board has joined; flash wears.
+                if board::durable::read(&copy, MAX).ok().as_ref() != Some(&bytes) {
+                    board::durable::write(&copy, &bytes, 0o600).map_err(JoinError::file(&copy))?;
+                }
                 return Ok(Some(options));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -52,6 +55,7 @@ pub fn read(path: &Path) -> Result<JoinOptions, JoinError> {
 fn parse(path: &Path, bytes: &[u8]) -> Result<JoinOptions, JoinError> {
     let wrong = |problem: String| JoinError::File { path: path.to_owned(), problem };
     let text = std::str::from_utf8(bytes).map_err(|error| wrong(error.to_string()))?;
+    let text = text.trim_start_matches('\u{feff}');
     // The error's own text shows the line, which may hold the token.
     ::toml::from_str(text).map_err(|error: ::toml::de::Error| wrong(error.message().to_owned()))
 }
@@ -78,12 +82,32 @@ fn done_in(identity: &Path, places: &[PathBuf]) -> Result<(), JoinError> {
     }
 }
 
+/// The text without anything that looks like a token, wherever it stands: in comments, quoted in any way, in what is no TOML.
+/// What is still a secret then, because it is written with escapes or is no token, takes the whole text with it.
 fn blank(text: &str) -> String {
-    let line = |line: &str| {
-        let key = line.split('=').next().unwrap_or_default().trim();
-        if SECRETS.contains(&key) { format!("{key} = \"\"\n") } else { format!("{line}\n") }
+    let bytes = text.as_bytes();
+    let is_token = |at: usize| {
+        let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let Some(window) = bytes.get(at..at + TOKEN.0 + 1 + TOKEN.1) else { return false };
+        window[..TOKEN.0].iter().all(plain) && window[TOKEN.0] == b'.' && window[TOKEN.0 + 1..].iter().all(plain)
     };
-    text.lines().map(line).collect()
+    let (mut blanked, mut from, mut at) = (String::with_capacity(text.len()), 0, 0);
+    while at < bytes.len() {
+        if is_token(at) {
+            // A token is ASCII, so that both ends are between characters.
+            blanked.push_str(&text[from..at]);
+            at += TOKEN.0 + 1 + TOKEN.1;
+            from = at;
+        } else {
+            at += 1;
+        }
+    }
+    blanked.push_str(&text[from..]);
+    let has_secrets = |it: &JoinOptions| !it.token.is_empty() || it.renewal_token.iter().any(|it| !it.is_empty());
+    match ::toml::from_str::<JoinOptions>(&blanked) {
+        Ok(options) if has_secrets(&options) => String::new(),
+        _ => blanked,
+    }
 }
 
 #[cfg(test)]
@@ -109,6 +133,31 @@ mod tests {
         assert_eq!(find_in(&identity, &places).unwrap(), None);
         let left = std::fs::read_to_string(dir.path().join("join.toml.done")).unwrap();
         assert!(left.contains("h:6443") && !left.contains("0123456789abcdef"), "{left}");
+    }
+
+    #[test]
+    fn no_secret_stays_however_it_is_written() {
+        #[track_caller]
+        fn check(text: &str, keeps: &str) {
+            let left = blank(text);
+            assert!(!left.contains("abcdef") && !left.contains("0123456789"), "{left}");
+            assert!(left.contains(keeps), "{left}");
+        }
+        check(TEXT, "server = \"h:6443\"");
+        check("'token'=\"\"\"\nabcdef.0123456789abcdef\"\"\"\n# é abcdef.0123456789abcdef\r\nserver='h'", "# é");
+        check(
+            "token = \"abcdef.0123456789abcdef\"\nrenewal_token = \"abcdef.0123456789abcdef\"",
+            "renewal_token = \"\"",
+        );
+        check("no TOML: abcdef.0123456789abcdef", "no TOML");
+        check("token = \"\\u0061bcdef.0123456789abcdef\"", "");
+        check("", "");
+    }
+
+    #[test]
+    fn what_editors_of_other_systems_write_is_read() {
+        let text = format!("\u{feff}{}", TEXT.replace('\n', "\r\n"));
+        assert_eq!(parse(Path::new("join.toml"), text.as_bytes()).unwrap().server, "h:6443");
     }
 
     #[test]

@@ -162,7 +162,8 @@ impl Leave {
         let name = match Engine::connect(config.socket()).await {
             Ok(agent) => {
                 let standing: Value = agent.get("/v1/node").await?;
-                if standing["server"].is_null() {
+                // A damaged identity is none to the agent, and it can be forgotten all the same.
+                if standing["server"].is_null() && !self.purge {
                     bail!("this board is in no cluster");
                 }
                 let url = if self.purge { "/v1/node/leave?purge=true" } else { "/v1/node/leave" };
@@ -171,13 +172,19 @@ impl Leave {
             }
             Err(EngineError::NotRunning { .. }) => {
                 let identity = config.data_dir.join("identity");
-                let Some(known) = join::Credentials::load(&identity)? else { bail!("this board is in no cluster") };
+                let known = match join::Credentials::load(&identity) {
+                    Ok(None) => bail!("this board is in no cluster"),
+                    Ok(Some(known)) => known.cluster.node,
+                    // What is damaged is forgotten all the same.
+                    Err(_) if self.purge => "NAME".to_owned(),
+                    Err(error) => return Err(error.into()),
+                };
                 if !self.purge {
                     bail!("no agent is running, and its pods would stay: start it, or leave with --purge");
                 }
                 let _lock = store::lock::Lock::take(&config.data_dir, std::time::Duration::ZERO)?;
                 join::forget(&identity)?;
-                known.cluster.node
+                known
             }
             Err(error) => return Err(error.into()),
         };
