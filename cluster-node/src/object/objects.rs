@@ -204,6 +204,11 @@ impl Objects {
         self.0.tokens.get(wanted).await
     }
 
+    /// Whether the cluster does not answer now.
+    pub fn is_offline(&self) -> bool {
+        self.0.connection.is_down()
+    }
+
     /// Who a pod is at registries. Secrets that are missing are left out, as the kubelet does.
     pub async fn keyring(&self, pod: &Pod) -> Keyring {
         let mut ring = Keyring::default();

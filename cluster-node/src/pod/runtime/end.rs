@@ -1,18 +1,18 @@
 //! Stopping, changing and removing containers of pods.
 
-use std::{io, sync::PoisonError, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use container_engine::{
-    container::{ContainerError, ContainerId, ListFilter, RemoveOptions, Resources},
+    container::{ContainerError, ContainerId, Inspect, ListFilter, RemoveOptions, Resources},
     owner::Owner,
 };
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Runtime, of_error, problem};
+use super::{Runtime, blocking, lock, of_error, problem};
 use crate::{
     event::Type,
     pod::{
-        model::{KillReason, PodKey, Problem},
+        model::{KillReason, PodKey, Problem, label},
         probe::{field_path, hook},
         spec::{self, paths},
     },
@@ -22,7 +22,10 @@ use crate::{
 const MIN_STOP: Duration = Duration::from_secs(2);
 
 impl Runtime {
-    /// Stops an instance: its hook before the end, its signal, and SIGKILL once `grace_s` are over.
+    /// Stops an instance: its hook before the end, its signal, and SIGKILL once `grace_s` are over. One that does not run
+    /// is left alone.
+    ///
+    /// * Cancelled, and called again with less grace: the hook is not run again.
     pub async fn kill(
         &self,
         pod: &Pod,
@@ -34,6 +37,10 @@ impl Runtime {
     ) -> Result<(), Problem> {
         let parsed = parse(id)?;
         let path = Some(field_path(pod, container));
+        let inspect = self.0.engine.containers().inspect(&parsed);
+        if !inspect.is_ok_and(|inspect| inspect.state.status.is_alive()) {
+            return Ok(());
+        }
         self.0.recorder.pod(pod, Type::Normal, "Killing", message.to_owned(), path.clone());
         tracing::info!(pod = %PodKey::of(pod), container, ?reason, grace_s, "a container is stopped");
         let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or(0));
@@ -41,6 +48,7 @@ impl Runtime {
         if let Some((_, declared)) = spec::find(pod, container)
             && let Some(handler) = declared.lifecycle.as_ref().and_then(|it| it.pre_stop.as_ref())
             && !grace.is_zero()
+            && lock(&self.0.hooked).insert(id.to_owned())
         {
             let ip = self.address(pod);
             let name = PodKey::of(pod).to_string();
@@ -105,19 +113,47 @@ impl Runtime {
         }
     }
 
-    /// Removes an instance that is over, its link for collectors of logs included; its log stays with the pod.
+    /// Removes an instance that is over, with its log and what it said at its end.
     pub async fn remove(&self, id: &str) -> Result<(), Problem> {
         let parsed = parse(id)?;
-        self.0.messages.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        if let Some(link) = self.log_link(&parsed) {
-            // Another can have been quicker.
-            let _ = std::fs::remove_file(link);
-        }
+        let inspect = self.0.engine.containers().inspect(&parsed).ok();
         let options = RemoveOptions { force: true, volumes: true };
         match self.0.engine.containers().remove(&parsed, options).await {
-            Ok(()) => Ok(()),
-            Err(error) if is_gone(&error) => Ok(()),
-            Err(error) => Err(of_error("KillContainerError", &error)),
+            Ok(()) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(of_error("KillContainerError", &error)),
+        }
+        lock(&self.0.messages).remove(id);
+        lock(&self.0.hooked).remove(id);
+        if let Some(inspect) = inspect {
+            self.remove_files(&inspect).await;
+        }
+        Ok(())
+    }
+
+    /// Of an instance that is gone. What stays goes with the pod.
+    async fn remove_files(&self, inspect: &Inspect) {
+        let labels = &inspect.spec.labels;
+        let named = |name: &str| labels.get(name).cloned().unwrap_or_default();
+        let pod =
+            PodKey { namespace: named(label::POD_NAMESPACE), name: named(label::POD_NAME), uid: named(label::POD_UID) };
+        let (Some(name), Some(attempt)) = (
+            labels.get(label::CONTAINER_NAME),
+            labels.get(label::ATTEMPT).and_then(|attempt| attempt.parse::<u32>().ok()),
+        ) else {
+            return;
+        };
+        let node = (self.0.surroundings)();
+        let link = paths::log_link(&node.log_dir, &pod, name, &inspect.id.to_string());
+        let message = paths::termination_log(&node.kubelet_dir, &pod.uid, name, attempt);
+        let log = paths::log(&node.log_dir, &pod, name, attempt);
+        let removed = blocking(move || {
+            // Each for itself: another can have been quicker.
+            let _ = (std::fs::remove_file(link), std::fs::remove_file(message));
+            remove_log(&log)
+        });
+        if let Err(error) = removed.await {
+            tracing::debug!(%error, container = %inspect.id, "a part of the log of a removed container stays");
         }
     }
 
@@ -133,15 +169,8 @@ impl Runtime {
         volumes.map_err(|error| of_error("FailedKillPod", &error))?;
         let group = self.0.engine.remove_owner(&owner).await;
         group.map_err(|error| of_error("FailedKillPod", &error))?;
-        if pod.name.is_empty() {
-            return Ok(());
-        }
-        let logs = paths::pod_logs(&(self.0.surroundings)().log_dir, pod);
-        let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&logs) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        });
-        let removed = removed.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let (dir, pod) = ((self.0.surroundings)().log_dir, pod.clone());
+        let removed = blocking(move || remove_pod_logs(&dir, &pod)).await;
         removed.map_err(|error| problem("FailedKillPod", format!("its logs were not removed: {error}")))
     }
 
@@ -157,10 +186,77 @@ impl Runtime {
     }
 }
 
+/// The log of one life of a container, what was rotated of it included: `N.log`, `N.log.STAMP`, `N.log.STAMP.gz`.
+fn remove_log(log: &Path) -> io::Result<()> {
+    let (Some(dir), Some(name)) = (log.parent(), log.file_name().and_then(|name| name.to_str())) else { return Ok(()) };
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let rotated = format!("{name}.");
+    for entry in entries.flatten() {
+        let found = entry.file_name();
+        if found.to_str().is_some_and(|found| found == name || found.starts_with(&rotated)) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// All logs of a pod. Of one that is known only by its uid, the folder is looked for.
+fn remove_pod_logs(log_dir: &Path, pod: &PodKey) -> io::Result<()> {
+    let mut folders = Vec::new();
+    if !pod.name.is_empty() {
+        folders.push(paths::pod_logs(log_dir, pod));
+    } else if !pod.uid.is_empty() {
+        let end = format!("_{}", pod.uid);
+        let entries = std::fs::read_dir(log_dir.join("pods")).into_iter().flatten().flatten();
+        let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.ends_with(&end)));
+        folders.extend(named.map(|entry| entry.path()));
+    }
+    for folder in folders {
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn parse(id: &str) -> Result<ContainerId, Problem> {
     id.parse().map_err(|_| problem("KillContainerError", format!("{id:?} is no container of the engine")))
 }
 
 fn is_gone(error: &ContainerError) -> bool {
     error.code() == "not_found"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_of_one_life_and_of_one_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = |name: &str, uid: &str| PodKey { namespace: "ns".into(), name: name.into(), uid: uid.into() };
+        for (pod, attempt) in [(key("a", "1"), 1), (key("a", "1"), 11), (key("b", "2"), 1), (key("c", "3"), 1)] {
+            let log = paths::log(dir.path(), &pod, "app", attempt);
+            std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+            std::fs::write(&log, "x").unwrap();
+            std::fs::write(log.with_extension("log.20261126-100000.gz"), "x").unwrap();
+        }
+        let count = |pod: &PodKey| {
+            let log = paths::log(dir.path(), pod, "app", 1);
+            std::fs::read_dir(log.parent().unwrap()).map_or(0, Iterator::count)
+        };
+        for _ in 0..2 {
+            remove_log(&paths::log(dir.path(), &key("a", "1"), "app", 1)).unwrap();
+            assert_eq!(count(&key("a", "1")), 2, "the eleventh life is another");
+            remove_pod_logs(dir.path(), &key("b", "2")).unwrap();
+            remove_pod_logs(dir.path(), &PodKey { uid: "3".into(), ..PodKey::default() }).unwrap();
+            remove_pod_logs(dir.path(), &PodKey::default()).unwrap();
+            let left: Vec<_> = std::fs::read_dir(dir.path().join("pods")).unwrap().flatten().collect();
+            assert!(left.len() == 1 && left[0].file_name() == "ns_a_1", "{left:?}");
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! The engine as pods need it: what it has of a pod, and how to change that.
 //!
-//! Always true: nothing is remembered here that the engine, by its labels, or the pod's folder can tell again.
+//! Always true:
+//! - Nothing is remembered here that the engine, by its labels, or the pod's folder can tell again.
+//! - Every call can be cancelled and made again; what is half done is seen, and gone on with or cleared away.
+//! - No value of a secret or of an environment is in a message or a log.
 //!
 //! The way of a container: `image` brings its image, `start` puts together what it is made of and runs it, `end` stops and
 //! removes it; `sandbox` is the network and what else belongs to the pod as a whole.
@@ -15,17 +18,21 @@ mod sandbox;
 mod start;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    io,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use container_engine::engine::Engine;
-use tokio::sync::Semaphore;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     model::Problem,
-    spec::{SpecError, Surroundings},
+    spec::{Granted, SpecError, Surroundings},
 };
 use crate::{event::Recorder, object::Objects, volume::Volumes};
 
@@ -34,6 +41,15 @@ const PULLS: usize = 3;
 
 /// How the node is now.
 pub type Look = Arc<dyn Fn() -> Surroundings + Send + Sync>;
+
+/// The answer of [`Grants::grant`].
+pub type Granting<'a> = Pin<Box<dyn Future<Output = Result<Granted, Problem>> + Send + 'a>>;
+
+/// Who gives devices and the like to containers: the device manager.
+pub trait Grants: Send + Sync + 'static {
+    /// What a container that is about to be made gets; what it was given before, again.
+    fn grant<'a>(&'a self, pod: &'a Pod, container: &'a Container) -> Granting<'a>;
+}
 
 /// The engine for pods; cheap to clone.
 #[derive(Clone)]
@@ -52,6 +68,11 @@ struct Inner {
     boot: String,
     /// Termination messages, by instance: files are read once.
     messages: Mutex<BTreeMap<String, String>>,
+    /// Instances whose `preStop` hook has begun: it runs once, also where less grace is given meanwhile.
+    hooked: Mutex<BTreeSet<String>>,
+    /// Registries that did not answer, and until when they are not asked for what is here.
+    silent: Mutex<BTreeMap<String, Instant>>,
+    grants: OnceLock<Arc<dyn Grants>>,
 }
 
 impl Runtime {
@@ -76,8 +97,26 @@ impl Runtime {
             marks: run_dir.join("pods"),
             boot,
             messages: Mutex::default(),
+            hooked: Mutex::default(),
+            silent: Mutex::default(),
+            grants: OnceLock::new(),
         }))
     }
+
+    /// Says who gives devices, before the first container is started. Only the first call counts.
+    pub fn set_grants(&self, grants: Arc<dyn Grants>) {
+        let _ = self.0.grants.set(grants);
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section is one look-up or change.
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs what blocks apart from the runtime; a panic there is an error here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 fn problem(reason: &str, message: impl Into<String>) -> Problem {

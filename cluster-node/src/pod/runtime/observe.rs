@@ -1,6 +1,6 @@
 //! What the engine has of a pod.
 
-use std::{collections::BTreeMap, sync::PoisonError};
+use std::collections::BTreeMap;
 
 use container_engine::{
     container::{Inspect, ListFilter, Status},
@@ -8,7 +8,7 @@ use container_engine::{
 };
 use jiff::Timestamp;
 
-use super::{Runtime, message};
+use super::{Runtime, lock, message};
 use crate::pod::{
     model::{Exited, Instance, Kind, Life, Observed, PodKey, label},
     spec::sandbox_id,
@@ -45,6 +45,13 @@ impl Runtime {
                 && id == sandbox_id(&uid)
             {
                 found.entry(uid.clone()).or_insert(PodKey { uid, ..PodKey::default() });
+            }
+        }
+        for name in self.0.engine.containers().all_shared() {
+            if let Some(uid) = name.strip_prefix(&sandbox_id(""))
+                && !uid.is_empty()
+            {
+                found.entry(uid.to_owned()).or_insert(PodKey { uid: uid.to_owned(), ..PodKey::default() });
             }
         }
         found.into_values().collect()
@@ -95,12 +102,12 @@ impl Runtime {
             _ => "Error",
         };
         let id = inspect.id.to_string();
-        let known = self.0.messages.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        let known = lock(&self.0.messages).get(&id).cloned();
         let own = match known {
             Some(known) => known,
             None => {
                 let read = message::read(&(self.0.surroundings)().kubelet_dir, pod, inspect, name, attempt, code).await;
-                self.0.messages.lock().unwrap_or_else(PoisonError::into_inner).insert(id, read.clone());
+                lock(&self.0.messages).insert(id, read.clone());
                 read
             }
         };

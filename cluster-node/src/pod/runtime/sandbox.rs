@@ -5,13 +5,18 @@
 
 use std::{io, net::IpAddr, path::PathBuf};
 
-use container_engine::container::{ShareOptions, UserNamespace};
+use container_engine::{
+    container::{ShareOptions, UserNamespace},
+    ledger::{Amount, Holder},
+    owner::Owner,
+};
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Runtime, of_error, problem};
+use super::{Runtime, blocking, of_error, problem};
 use crate::{
     event::Type,
     pod::{
+        decide::qos,
         model::{PodKey, Problem, Sandbox},
         spec::{self, Place, Surroundings, is_host_network, paths, sandbox_id},
     },
@@ -20,18 +25,25 @@ use crate::{
 /// In a mark: the pod is on the host's network.
 const HOST: &str = "host";
 const OWN: &str = "own";
+/// Behind either: its containers share process ids.
+const PIDS: &str = "+pids";
 
 impl Runtime {
     /// The network as it is; none where it was not made since the machine was started.
     pub(super) fn sandbox(&self, pod: &PodKey) -> Option<Sandbox> {
         let mark = std::fs::read_to_string(self.mark(&pod.uid)).ok()?;
-        if mark == HOST {
-            return Some(Sandbox { ready: true, host_network: true, addresses: Vec::new() });
+        let (network, pids) = mark.strip_suffix(PIDS).map_or((mark.as_str(), false), |network| (network, true));
+        let name = sandbox_id(&pod.uid);
+        // Who holds the process ids can be killed, and with it all of them.
+        let shares = ShareOptions { pids, ..ShareOptions::default() };
+        let is_shared = self.0.engine.containers().shared(&name, shares).is_some();
+        if network == HOST {
+            return Some(Sandbox { ready: is_shared, host_network: true, addresses: Vec::new() });
         }
-        let attached = self.0.engine.networks().attached(&sandbox_id(&pod.uid));
+        let attached = self.0.engine.networks().attached(&name);
         let addresses = attached.iter().flat_map(|it| &it.interfaces).flat_map(|it| &it.addresses);
         let addresses: Vec<IpAddr> = addresses.map(ipnet::IpNet::addr).collect();
-        Some(Sandbox { ready: attached.is_some(), host_network: false, addresses })
+        Some(Sandbox { ready: attached.is_some() && is_shared, host_network: false, addresses })
     }
 
     fn mark(&self, uid: &str) -> PathBuf {
@@ -53,6 +65,9 @@ impl Runtime {
         let node = (self.0.surroundings)();
         let engine = &self.0.engine;
         let (key, owner) = (PodKey::of(pod), spec::owner(pod)?);
+        let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
+        let admitted = engine.ledger().admit(Holder::whole(owner.clone()), priority, wanted(pod)).await;
+        admitted.map_err(|it| failed(&it))?;
         engine.limit_owner(&owner, spec::pod_resources(pod, &node)).await.map_err(|it| failed(&it))?;
         let request = spec::attach_request(pod, &node)?;
         let attached = engine.networks().attach(request).await.map_err(|it| failed(&it))?;
@@ -63,15 +78,15 @@ impl Runtime {
         let names = spec::hostname(pod, &node)?;
         let hosts = spec::hosts_file(pod, &names, &addresses, &node);
         let (file, mark) = (paths::etc_hosts(&node.kubelet_dir, &key.uid), self.mark(&key.uid));
-        let kind = if is_host_network(pod) { HOST } else { OWN };
-        let written = tokio::task::spawn_blocking(move || {
+        let network = if is_host_network(pod) { HOST } else { OWN };
+        let kind = format!("{network}{}", if share_options(pod).pids { PIDS } else { "" });
+        let written = blocking(move || {
             if let Some(hosts) = hosts {
                 write(&file, &hosts)?;
             }
-            write(&mark, kind)
+            write(&mark, &kind)
         });
-        let written = written.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        written.map_err(|error| problem("CreatePodSandboxError", format!("its files were not written: {error}")))
+        written.await.map_err(|error| problem("CreatePodSandboxError", format!("its files were not written: {error}")))
     }
 
     /// Takes it away: nothing of the pod runs any more. Twice is as once.
@@ -83,7 +98,9 @@ impl Runtime {
             _ => {}
         }
         self.0.engine.containers().unshare(&name).await.map_err(|it| failed(&it))?;
-        self.0.engine.networks().detach(&name).await.map_err(|it| failed(&it))
+        self.0.engine.networks().detach(&name).await.map_err(|it| failed(&it))?;
+        let holder = Holder::whole(Owner::Pod(pod.uid.clone()));
+        self.0.engine.ledger().release(&holder).await.map_err(|it| failed(&it))
     }
 
     /// Where the pod's own things are, for its containers.
@@ -113,6 +130,17 @@ impl Runtime {
 fn share_options(pod: &Pod) -> ShareOptions {
     let pids = pod.spec.as_ref().and_then(|spec| spec.share_process_namespace) == Some(true);
     ShareOptions { pids, ..ShareOptions::default() }
+}
+
+/// What the board sets aside for a pod.
+fn wanted(pod: &Pod) -> Amount {
+    let Some(spec) = &pod.spec else { return Amount::default() };
+    let whole = |amount: i64| u64::try_from(amount).unwrap_or(0);
+    Amount {
+        cpu_milli: whole(qos::pod_request(spec, "cpu").milli()),
+        memory: whole(qos::pod_request(spec, "memory").value()),
+        ..Amount::default()
+    }
 }
 
 fn write(path: &std::path::Path, text: &str) -> io::Result<()> {

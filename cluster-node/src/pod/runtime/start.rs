@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 use container_engine::container::ContainerId;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
-use super::{Runtime, image::Ready, of_error, problem};
+use super::{
+    Runtime, blocking,
+    image::{Asked, Ready},
+    of_error, problem,
+};
 use crate::{
     event::Type,
     object::ObjectError,
@@ -42,7 +46,10 @@ impl Runtime {
         };
         let (_, container) = spec::find(pod, name)
             .ok_or_else(|| problem("CreateContainerConfigError", format!("the pod has no container {name:?}")))?;
-        let image = self.image(pod, &container).await?;
+        for asked in Asked::volumes(pod, &container) {
+            self.image(pod, &asked).await?;
+        }
+        let image = self.image(pod, &Asked::of(&container)).await?;
         let made = self.make_container(pod, mounts, &container, kind, attempt, &image).await;
         let id = made.map_err(failed)?;
         let told = |what: &str, message: &str| {
@@ -52,7 +59,7 @@ impl Runtime {
         let started = self.0.engine.containers().start(&id).await;
         started.map_err(|error| failed(of_error("RunContainerError", &error)))?;
         told("Started", "Container started");
-        self.link_log(pod, name, attempt, &id);
+        self.link_log(pod, name, attempt, &id).await;
         self.after_start(pod, &container, &id).await?;
         Ok(id.to_string())
     }
@@ -79,6 +86,10 @@ impl Runtime {
         let place = self.place(pod, &node);
         let seccomp = self.seccomp(pod, container, &node).await?;
         let target = self.target(pod, &container.name).await?;
+        let granted = match self.0.grants.get() {
+            Some(grants) => grants.grant(pod, container).await?,
+            None => Granted::default(),
+        };
         let input = Input {
             pod,
             container,
@@ -93,7 +104,7 @@ impl Runtime {
             dns: &dns,
             termination_log: termination_log(&node, &key, container, attempt).await?,
             seccomp: seccomp.as_ref(),
-            granted: &Granted::default(),
+            granted: &granted,
             target: target.as_deref(),
             node: &node,
         };
@@ -154,8 +165,7 @@ impl Runtime {
         let path = paths::seccomp(&node.kubelet_dir, profile)
             .ok_or_else(|| failed(format!("{profile:?} is no path below the node's seccomp folder")))?;
         let read = path.clone();
-        let bytes = tokio::task::spawn_blocking(move || board::durable::read(&read, 1 << 20)).await;
-        let bytes = bytes.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let bytes = blocking(move || board::durable::read(&read, 1 << 20)).await;
         let bytes =
             bytes.map_err(|error| failed(format!("cannot load seccomp profile {}: {error}", path.display())))?;
         let parsed = serde_json::from_slice(&bytes);
@@ -174,28 +184,20 @@ impl Runtime {
     }
 
     /// Collectors find logs in one folder.
-    fn link_log(&self, pod: &Pod, name: &str, attempt: u32, id: &ContainerId) {
+    async fn link_log(&self, pod: &Pod, name: &str, attempt: u32, id: &ContainerId) {
         let node = (self.0.surroundings)();
         let key = PodKey::of(pod);
         let link = paths::log_link(&node.log_dir, &key, name, &id.to_string());
         let log = paths::log(&node.log_dir, &key, name, attempt);
-        if let Err(error) = std::os::unix::fs::symlink(&log, &link)
+        let linked = blocking(move || {
+            std::fs::create_dir_all(link.parent().unwrap_or(&link))?;
+            std::os::unix::fs::symlink(&log, &link)
+        });
+        if let Err(error) = linked.await
             && error.kind() != io::ErrorKind::AlreadyExists
         {
-            tracing::debug!(%error, link = %link.display(), "a log was not linked for collectors");
+            tracing::debug!(%error, container = %id, "a log was not linked for collectors");
         }
-    }
-
-    pub(super) fn log_link(&self, id: &ContainerId) -> Option<PathBuf> {
-        let inspect = self.0.engine.containers().inspect(id).ok()?;
-        let labels = &inspect.spec.labels;
-        let key = PodKey {
-            namespace: labels.get(label::POD_NAMESPACE)?.clone(),
-            name: labels.get(label::POD_NAME)?.clone(),
-            uid: labels.get(label::POD_UID)?.clone(),
-        };
-        let name = labels.get(label::CONTAINER_NAME)?;
-        Some(paths::log_link(&(self.0.surroundings)().log_dir, &key, name, &id.to_string()))
     }
 
     /// Runs the `postStart` hook; where it fails, the container is stopped.
@@ -238,8 +240,7 @@ async fn files(mounts: &PodMounts, wanted: impl IntoIterator<Item = VolumeFile>)
     for file in wanted {
         let Some(Source::Path { path, .. }) = mounts.volumes.get(&file.volume).map(|it| &it.source) else { continue };
         let (path, inside) = (path.clone(), file.path.clone());
-        let read = tokio::task::spawn_blocking(move || read_inside(&path, &inside));
-        if let Ok(Ok(bytes)) = read.await {
+        if let Ok(bytes) = blocking(move || read_inside(&path, &inside)).await {
             found.insert(file, String::from_utf8_lossy(&bytes).into_owned());
         }
     }
@@ -273,7 +274,7 @@ async fn termination_log(
     }
     let path = paths::termination_log(&node.kubelet_dir, &key.uid, &container.name, attempt);
     let made = path.clone();
-    let made = tokio::task::spawn_blocking(move || {
+    let made = blocking(move || {
         use std::os::unix::fs::PermissionsExt;
         if let Some(dir) = made.parent() {
             std::fs::create_dir_all(dir)?;
@@ -282,8 +283,7 @@ async fn termination_log(
         // Whoever the container runs as writes it.
         std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o666))
     });
-    let made = made.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-    made.map(|()| Some(path)).map_err(|error| of_error("CreateContainerConfigError", &error))
+    made.await.map(|()| Some(path)).map_err(|error| of_error("CreateContainerConfigError", &error))
 }
 
 #[cfg(test)]
