@@ -278,7 +278,7 @@ impl Entry {
     fn patch(&self, pod: &Pod, uid: &str) -> Option<Value> {
         let nothing = PodStatus::default();
         let heard = pod.status.as_ref().unwrap_or(&nothing);
-        let is_newer = |echo: &&Echo| echo.resource_version > number(pod);
+        let is_newer = |echo: &&Echo| echo.resource_version >= number(pod);
         let base = self.echo.as_ref().filter(is_newer).map_or(heard, |echo| &echo.status);
         let patch = patch(uid, base, &self.kept.status)?;
         let is_the_servers = self.told == self.version && self.echo.as_ref().is_some_and(|it| it.status == *base);
