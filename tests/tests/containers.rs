@@ -677,6 +677,16 @@ async fn containers_in_one_range_of_ids_share_memory() -> Result<()> {
     ensure!(code == 0, "{err}");
     let (_, out, err, _) = run(&bench, with("cat /dev/shm/word; stat -c %u /dev/shm/word")).await?;
     ensure!(out == "said\n0\n", "{out} {err}");
+    // Volumes belong to the same ids inside as outside.
+    let volume = bench.dir().join("volume");
+    std::fs::create_dir(&volume)?;
+    std::os::unix::fs::chown(&volume, Some(1000), Some(0))?;
+    let mut mapped = with("stat -c %u /volume; echo x > /volume/made");
+    mapped.map_mounts = true;
+    mapped.mounts.push(Mount { read_only: false, ..read_only(&volume, "/volume") });
+    let (_, out, err, _) = run(&bench, mapped).await?;
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(volume.join("made"))?);
+    ensure!(out == "1000\n" && owner == 0, "{out} {err} {owner}");
     bench.engine.containers().unshare("pod-2").await?;
     bench.clear().await
 }
