@@ -297,6 +297,8 @@ impl Node {
             self.start_joined(&mut parts, &options, engine, &api, &node, &made, credentials).await?;
         } else {
             parts.start("node.join", |context| self.clone().first_boot(context));
+            let looker = node.clone();
+            parts.start("node.status", |context| looker.register_and_report(context));
         }
         parts.start("node.events", |context| recorder.run(context));
         let eviction = Eviction::new(

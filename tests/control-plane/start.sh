@@ -34,6 +34,8 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 serverTLSBootstrap: true
 rotateCertificates: true
+# The disks of machines that tests run on are often fuller than a node's should be.
+evictionHard: {memory.available: 20Mi, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1%, imagefs.inodesFree: 1%}
 Y
 [ -e "$dir/admin.conf" ] || {
   "$bin/kubeadm" init phase certs all --config "$dir/kubeadm.yaml" >"$log/kubeadm" 2>&1
