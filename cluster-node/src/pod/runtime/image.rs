@@ -101,7 +101,7 @@ impl Runtime {
             problem("InvalidImageName", message)
         })?;
         let images = self.0.engine.images();
-        let here = match images.get(&Owner::Local, &name.name()).await {
+        let here = match images.get(&Owner::Local, &name.to_string()).await {
             // It may be collected otherwise before the container is made.
             Ok(image) if images.is_whole(&image.record).await && images.touch(&image).await.is_ok() => Some(image),
             _ => None,
@@ -253,7 +253,7 @@ async fn within(
 
 fn ready(image: Image, name: &ImageRef) -> Ready {
     let id = format!("{}/{}@{}", name.registry(), name.repository(), image.record.target);
-    Ready { name: name.name(), id, image }
+    Ready { name: name.to_string(), id, image }
 }
 
 /// As Go prints a duration, to the millisecond.
