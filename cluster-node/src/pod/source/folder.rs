@@ -118,7 +118,7 @@ fn merged(before: &BTreeMap<PathBuf, Arc<Pod>>, files: Files) -> (BTreeMap<PathB
         let Some(pod) = pod else { continue };
         let name = full_name(&pod);
         if let Some(other) = names.get(&name) {
-            let error = ManifestError::Double(format!("{}/{}", name.0, name.1), format!("{other}"));
+            let error = ManifestError::Double(format!("{}/{}", name.0, name.1), String::clone(other));
             problems.push(format!("{}: {error}", path.display()));
             continue;
         }

@@ -220,7 +220,9 @@ impl Fnv128 {
             Value::String(it) => self.text('"', it),
             Value::Array(items) => {
                 self.text('[', &items.len().to_string());
-                items.iter().for_each(|it| self.value(it));
+                for it in items {
+                    self.value(it);
+                }
             }
             Value::Object(map) => {
                 let mut fields: Vec<_> = map.iter().filter(|(_, value)| !value.is_null()).collect();

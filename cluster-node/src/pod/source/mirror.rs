@@ -177,12 +177,11 @@ impl Mirrors {
     }
 
     async fn create(&mut self, pod: &Pod) -> Result<(), kube::Error> {
-        let node_uid = match self.node_uid.clone() {
-            Some(uid) => uid,
-            None => {
-                let node = Api::<Node>::all(self.client.clone()).get(&self.node).await?;
-                self.node_uid.insert(node.metadata.uid.unwrap_or_default()).clone()
-            }
+        let node_uid = if let Some(uid) = self.node_uid.clone() {
+            uid
+        } else {
+            let node = Api::<Node>::all(self.client.clone()).get(&self.node).await?;
+            self.node_uid.insert(node.metadata.uid.unwrap_or_default()).clone()
         };
         let mirror = mirror(pod, &self.node, &node_uid);
         let pods = self.pods(pod.metadata.namespace.as_deref().unwrap_or_default());

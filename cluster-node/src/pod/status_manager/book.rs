@@ -68,6 +68,9 @@ struct Echo {
     status: PodStatus,
 }
 
+/// A batch, and the versions of the pods in it.
+pub(super) type Unsaved = (Batch, Vec<(String, u64)>);
+
 /// A request.
 #[derive(Debug)]
 pub(super) struct Work {
@@ -159,11 +162,13 @@ impl Book {
     /// Forgets pods that are no more.
     pub(super) fn sweep(&mut self, known: &Known) {
         let lost: Vec<String> = self.entries.keys().filter(|uid| known.get(uid).is_none()).cloned().collect();
-        lost.iter().for_each(|uid| self.forget(uid));
+        for uid in &lost {
+            self.forget(uid);
+        }
     }
 
     /// What is not on the disk, and the versions that will be.
-    pub(super) fn unsaved(&mut self) -> Result<Option<(Batch, Vec<(String, u64)>)>, StateError> {
+    pub(super) fn unsaved(&mut self) -> Result<Option<Unsaved>, StateError> {
         let mut batch = Batch::default();
         let mut versions = Vec::new();
         for uid in &self.dropped {
@@ -202,7 +207,9 @@ impl Book {
                 break;
             }
         }
-        over.iter().for_each(|uid| self.forget(uid));
+        for uid in &over {
+            self.forget(uid);
+        }
         found
     }
 

@@ -10,12 +10,14 @@ pub(super) fn normal(pod: &Pod, before: Option<&PodStatus>, mut status: PodStatu
     let spec = pod.spec.as_ref();
     let order = |names: Vec<&str>, statuses: &mut Option<Vec<ContainerStatus>>| {
         let place = |it: &ContainerStatus| names.iter().position(|name| *name == it.name).unwrap_or(usize::MAX);
-        statuses.iter_mut().for_each(|it| it.sort_by_key(place));
+        if let Some(statuses) = statuses {
+            statuses.sort_by_key(place);
+        }
     };
     let init = spec.iter().flat_map(|it| it.init_containers.iter().flatten()).map(|it| it.name.as_str()).collect();
     order(init, &mut status.init_container_statuses);
-    for list in [&mut status.container_statuses, &mut status.ephemeral_container_statuses] {
-        list.iter_mut().for_each(|it| it.sort_by(|a, b| a.name.cmp(&b.name)));
+    for list in [&mut status.container_statuses, &mut status.ephemeral_container_statuses].into_iter().flatten() {
+        list.sort_by(|a, b| a.name.cmp(&b.name));
     }
     cut_messages(&mut status);
     let generation = status.observed_generation.or(pod.metadata.generation);
@@ -57,7 +59,7 @@ fn stay_ended(spec: Option<&PodSpec>, before: &PodStatus, status: &mut PodStatus
             let container = containers.into_iter().flatten().find(|it| it.name == now.name);
             let before = before.iter().flatten().find(|it| it.name == now.name);
             let (Some(container), Some(before)) = (container, before) else { continue };
-            if is_over(spec, container, before) && exit_code(&now.state).is_none() {
+            if is_over(spec, container, before) && exit_code(now.state.as_ref()).is_none() {
                 *now = before.clone();
             }
         }
@@ -71,7 +73,7 @@ pub(super) fn is_terminal(status: &PodStatus) -> bool {
 
 /// Whether a container has ended and may never run again, in the API server's eyes.
 fn is_over(spec: &PodSpec, container: &Container, status: &ContainerStatus) -> bool {
-    let Some(code) = exit_code(&status.state) else { return false };
+    let Some(code) = exit_code(status.state.as_ref()) else { return false };
     // A policy or rules of its own: only its worker can say.
     if container.restart_policy.is_some() || container.restart_policy_rules.iter().flatten().next().is_some() {
         return false;
@@ -83,8 +85,8 @@ fn is_over(spec: &PodSpec, container: &Container, status: &ContainerStatus) -> b
     }
 }
 
-fn exit_code(state: &Option<ContainerState>) -> Option<i32> {
-    Some(state.as_ref()?.terminated.as_ref()?.exit_code)
+fn exit_code(state: Option<&ContainerState>) -> Option<i32> {
+    Some(state?.terminated.as_ref()?.exit_code)
 }
 
 #[cfg(test)]
@@ -140,7 +142,7 @@ mod tests {
             let before = status(json!({"phase": "Running", "containerStatuses": [container("c", before)]}));
             let now = status(json!({"phase": "Running", "containerStatuses": [container("c", now)]}));
             let got = normal(&pod(policy), Some(&before), now).container_statuses.unwrap();
-            assert_eq!(exit_code(&got[0].state).is_some(), want_ended, "{policy}");
+            assert_eq!(exit_code(got[0].state.as_ref()).is_some(), want_ended, "{policy}");
         }
         let ended = |code: i32| json!({"terminated": {"exitCode": code}});
         let running = || json!({"running": {}});

@@ -155,7 +155,7 @@ mod tests {
         #[track_caller]
         fn check(base: Value, new: Value, want: Value) {
             let patch = patch("u", &status(base), &status(new));
-            assert_eq!(patch.map(|it| it["status"].clone()).unwrap_or(Value::Null), want);
+            assert_eq!(patch.map_or(Value::Null, |it| it["status"].clone()), want);
         }
         let none = json!({});
         check(none.clone(), none.clone(), Value::Null);
@@ -190,7 +190,7 @@ mod tests {
         fn check(base: Value, new: Value, want: Value) {
             let (base, new) = (status(json!({"conditions": base})), status(json!({"conditions": new})));
             let patch = patch("u", &base, &new);
-            assert_eq!(patch.map(|it| it["status"]["conditions"].clone()).unwrap_or(Value::Null), want);
+            assert_eq!(patch.map_or(Value::Null, |it| it["status"]["conditions"].clone()), want);
         }
         let ready = |status: &str, hour: u8| json!({"type": "Ready", "status": status, "lastTransitionTime": format!("2025-01-01T{hour:02}:00:00Z")});
         let gate = json!({"type": "example.com/gate", "status": "True"});
