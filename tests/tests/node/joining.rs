@@ -109,7 +109,7 @@ fn rolling_update(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A second board of the same name is told so.
+/// The same board once more, or another of its name, is told so.
 fn taken(cluster: &Cluster) -> Result<()> {
     let mut other = cluster.board("other", "")?;
     other.agent.start()?;
@@ -118,7 +118,7 @@ fn taken(cluster: &Cluster) -> Result<()> {
     args.extend(arguments.iter().map(String::as_str));
     let output = other.agent.command(&args)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code() == Some(1) && said.contains("is Ready in the cluster already"), "{said}");
+    ensure!(output.status.code() == Some(1) && said.contains("node board, and Ready"), "{said}");
     Ok(())
 }
 
