@@ -267,6 +267,11 @@ impl Node {
                 .map_err(|source| ServiceError::Folder { path: dir.clone(), source })?;
         }
         let cache = Cache::open(inner.state.clone(), &self.identity())?;
+        if credentials.is_none() {
+            // What a cluster wanted that this board has left.
+            let all: Vec<String> = cache.pods().into_iter().filter_map(|pod| pod.metadata.uid).collect();
+            cache.change_pods(&[], &all).await?;
+        }
         let objects = Objects::new(Arc::new(api.clone()), cache.clone(), inner.clock.clone());
         let recorder = Recorder::new(api.clone(), inner.state.clone(), &options.name, inner.clock.clone());
         let node = NodeObject::new(

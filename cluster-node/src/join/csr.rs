@@ -113,7 +113,7 @@ pub(super) async fn changed(api: &Api, name: &str) {
             }
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn is_decided(request: &CertificateSigningRequest) -> bool {

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Cordons the node and evicts its pods, but those of DaemonSets and of manifests; returns when they have gone, or time is
+/// Cordons the node and evicts its pods, but those of daemon sets and of manifests; returns when they have gone, or time is
 /// over, which `said` hears.
 pub async fn leave(api: &Api, node: &str, said: &(dyn Fn(String) + Send + Sync)) -> Result<(), JoinError> {
     let place = api.server().authority();

@@ -92,7 +92,7 @@ impl Rotation {
             }
             let wait = match age {
                 Age::Young(left) => {
-                    self.is_good(&context, &known.cluster.node, validity.1, is_moved);
+                    Self::is_good(&context, &known.cluster.node, validity.1, is_moved);
                     Duration::try_from(left).unwrap_or(LOOK).min(LOOK)
                 }
                 Age::Due | Age::Urgent | Age::Expired => match self.renew(&known, age, &board).await {
@@ -117,7 +117,7 @@ impl Rotation {
         }
     }
 
-    fn is_good(&self, context: &Context, node: &str, until: Timestamp, is_moved: bool) {
+    fn is_good(context: &Context, node: &str, until: Timestamp, is_moved: bool) {
         if is_moved {
             context.degraded(
                 format!("this board's identity was made on another machine: if the card was copied, two boards are node {node} now"),

@@ -352,7 +352,7 @@ impl Manager {
     /// Pods of the engine and folders of volumes that no source knows: they went while nobody looked.
     async fn take_away_strangers(&mut self, context: &Context) {
         let known: BTreeSet<String> = self.entries.keys().cloned().collect();
-        for key in self.shared.runtime.observed_pods().await {
+        for key in self.shared.runtime.observed_pods() {
             if known.contains(&key.uid) {
                 continue;
             }

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use container_engine::{container::ContainerId, engine::Engine};
+use container_engine::{
+    container::{ContainerId, RemoveOptions},
+    engine::Engine,
+};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -198,7 +201,7 @@ impl eviction::Pods for Pods {
             for view in self.all() {
                 for instance in superseded(&view.observed) {
                     let Ok(id) = instance.id.parse::<ContainerId>() else { continue };
-                    if let Err(error) = self.0.engine.containers().remove(&id, Default::default()).await {
+                    if let Err(error) = self.0.engine.containers().remove(&id, RemoveOptions::default()).await {
                         tracing::debug!(%error, id = instance.id, "an ended container was not cleared away");
                     }
                 }

@@ -39,7 +39,7 @@ pub(super) enum Piece {
     RemoveSandbox,
     Start { container: String, kind: Kind, attempt: u32 },
     Kill { id: String, container: String, reason: KillReason, message: String, grace_s: i64 },
-    Resize { id: String, container: String, resources: Resources },
+    Resize { id: String, container: String, resources: Box<Resources> },
     Remove { id: String },
 }
 
@@ -159,7 +159,7 @@ impl Work {
         let (shared, pod, of) = (self.shared.clone(), pod.clone(), slot.clone());
         let mounts = self.mounts.clone().unwrap_or_default();
         let container = if let Piece::Start { container, .. } = &piece { Some(container.clone()) } else { None };
-        let abort = self.tasks.spawn(async move { (of, run(&shared, &pod, &mounts, piece).await) });
+        let abort = self.tasks.spawn(async move { (of, Box::pin(run(&shared, &pod, &mounts, piece)).await) });
         self.running.insert(slot, Running { task: abort.id(), abort, grace_s, container });
     }
 
@@ -266,7 +266,7 @@ async fn run(shared: &Shared, pod: &Arc<Pod>, mounts: &PodMounts, piece: Piece) 
             later_if(runtime.remove_sandbox(&PodKey::of(pod)).await, pod, "its network was not taken away").await
         }
         Piece::Start { container, kind, attempt } => {
-            let outcome = runtime.start(pod, mounts, &container, kind, attempt).await;
+            let outcome = Box::pin(runtime.start(pod, mounts, &container, kind, attempt)).await;
             Outcome::Started { container, outcome: outcome.map(drop) }
         }
         Piece::Kill { id, container, reason, message, grace_s } => {
@@ -274,7 +274,7 @@ async fn run(shared: &Shared, pod: &Arc<Pod>, mounts: &PodMounts, piece: Piece) 
             later_if(killed, pod, "a container was not stopped").await
         }
         Piece::Resize { id, container, resources } => {
-            let resized = runtime.resize(pod, &id, &container, resources).await;
+            let resized = runtime.resize(pod, &id, &container, *resources).await;
             later_if(resized, pod, "the limits of a container were not changed").await
         }
         Piece::Remove { id } => later_if(runtime.remove(&id).await, pod, "an ended container was not removed").await,

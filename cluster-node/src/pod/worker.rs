@@ -242,7 +242,7 @@ impl Worker {
                 self.work.begin(Piece::Kill { id, container, reason, message, grace_s }, pod);
             }
             Action::Resize { id, container, resources } => {
-                self.work.begin(Piece::Resize { id, container, resources: *resources }, pod);
+                self.work.begin(Piece::Resize { id, container, resources }, pod);
             }
             Action::Remove { id } => self.work.begin(Piece::Remove { id }, pod),
         }

@@ -78,7 +78,8 @@ fn logs(cluster: &Cluster) -> Result<()> {
 fn terminal(cluster: &Cluster) -> Result<()> {
     let core = &cluster.control_plane;
     let kubectl = core.program("kubectl");
-    let command = format!("{} exec -it web -- sh -c 'test -t 0 && sleep 1; stty size; tty'", kubectl.get_program().display());
+    let command =
+        format!("{} exec -it web -- sh -c 'test -t 0 && sleep 1; stty size; tty'", kubectl.get_program().display());
     let output = Command::new("script")
         .args(["-qec", &format!("stty rows 31 cols 99; {command}"), "/dev/null"])
         .env("KUBECONFIG", core.kubeconfig())

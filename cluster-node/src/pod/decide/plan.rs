@@ -146,11 +146,7 @@ impl Scene<'_> {
                     }
                     return false;
                 }
-                Some((Life::Running { .. }, _)) => {
-                    self.check(container, latest, actions);
-                    return false;
-                }
-                Some((Life::Unknown, _)) => {
+                Some((Life::Running { .. } | Life::Unknown, _)) => {
                     self.check(container, latest, actions);
                     return false;
                 }
@@ -273,15 +269,13 @@ impl Scene<'_> {
 
     /// The number of the next life; it goes on where the engine has forgotten the last one.
     fn attempt(&self, name: &str, latest: Option<&Instance>) -> u32 {
-        match latest {
-            Some(instance) => instance.attempt.saturating_add(1),
-            None => {
-                let status = self.memory.previous.as_ref();
-                let known = status.and_then(|status| super::status::known(status, name));
-                let lost = known.filter(|known| known.container_id.as_ref().is_some_and(|id| !id.is_empty()));
-                lost.map_or(0, |known| u32::try_from(known.restart_count).unwrap_or(0).saturating_add(1))
-            }
+        if let Some(instance) = latest {
+            return instance.attempt.saturating_add(1);
         }
+        let status = self.memory.previous.as_ref();
+        let known = status.and_then(|status| super::status::known(status, name));
+        let lost = known.filter(|known| known.container_id.as_ref().is_some_and(|id| !id.is_empty()));
+        lost.map_or(0, |known| u32::try_from(known.restart_count).unwrap_or(0).saturating_add(1))
     }
 
     /// What nobody needs any more: instances that newer ones have taken the place of, and such as were never started.

@@ -77,7 +77,8 @@ impl Runtime {
     }
 
     /// Changes the limits of an instance that runs.
-    pub async fn resize(&self, pod: &Pod, id: &str, container: &str, limits: Resources) -> Result<(), Problem> {
+    pub async fn resize(&self, pod: &Pod, id: &str, container: &str, mut limits: Resources) -> Result<(), Problem> {
+        limits.oom_score_adj = limits.oom_score_adj.map(|score| score.max(self.0.least_oom_score));
         let parsed = parse(id)?;
         let path = Some(field_path(pod, container));
         self.0.recorder.pod(

@@ -66,6 +66,8 @@ struct Inner {
     marks: PathBuf,
     /// Of the present start of the machine.
     boot: String,
+    /// Below that the kernel lets this agent set no process's place in the order in which they are killed for memory.
+    least_oom_score: i32,
     /// Termination messages, by instance: files are read once.
     messages: Mutex<BTreeMap<String, String>>,
     /// Instances whose `preStop` hook has begun: it runs once, also where less grace is given meanwhile.
@@ -96,6 +98,7 @@ impl Runtime {
             pulls: Semaphore::new(PULLS),
             marks: run_dir.join("pods"),
             boot,
+            least_oom_score: least_oom_score(),
             messages: Mutex::default(),
             hooked: Mutex::default(),
             silent: Mutex::default(),
@@ -117,6 +120,17 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Runs what blocks apart from the runtime; a panic there is an error here.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Without `CAP_SYS_RESOURCE`, as in a container, it is this process's own.
+fn least_oom_score() -> i32 {
+    let may = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE));
+    if may {
+        return -1000;
+    }
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    own.trim().parse().unwrap_or(0)
 }
 
 fn problem(reason: &str, message: impl Into<String>) -> Problem {

@@ -32,7 +32,7 @@ impl Runtime {
     }
 
     /// Pods that the engine has anything of.
-    pub async fn observed_pods(&self) -> Vec<PodKey> {
+    pub fn observed_pods(&self) -> Vec<PodKey> {
         let mut found = BTreeMap::new();
         for summary in self.0.engine.containers().list(&ListFilter::default()) {
             let Owner::Pod(uid) = &summary.owner else { continue };
@@ -103,13 +103,12 @@ impl Runtime {
         };
         let id = inspect.id.to_string();
         let known = lock(&self.0.messages).get(&id).cloned();
-        let own = match known {
-            Some(known) => known,
-            None => {
-                let read = message::read(&(self.0.surroundings)().kubelet_dir, pod, inspect, name, attempt, code).await;
-                lock(&self.0.messages).insert(id, read.clone());
-                read
-            }
+        let own = if let Some(known) = known {
+            known
+        } else {
+            let read = message::read(&(self.0.surroundings)().kubelet_dir, pod, inspect, name, attempt, code).await;
+            lock(&self.0.messages).insert(id, read.clone());
+            read
         };
         let message = match (&state.error, own.is_empty()) {
             (Some(error), true) => error.clone(),

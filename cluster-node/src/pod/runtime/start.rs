@@ -109,6 +109,7 @@ impl Runtime {
             node: &node,
         };
         let mut made = spec::container(&input)?;
+        made.resources.oom_score_adj = made.resources.oom_score_adj.map(|score| score.max(self.0.least_oom_score));
         made.labels.insert(label::BOOT.to_owned(), self.0.boot.clone());
         made.labels.insert(label::IMAGE.to_owned(), image.id.clone());
         if let Some(policy) = &container.termination_message_policy {
