@@ -229,7 +229,7 @@ fn row(pod: &Object) -> Value {
     let started = status.start_time.map(|it| it.0.as_nanosecond());
     let age =
         started.and_then(|ns| i64::try_from(ns).ok()).map_or(String::new(), |ns| human::since(ns, human::now_ns()));
-    let waiting = containers.iter().find_map(|it| reason(it));
+    let waiting = containers.iter().find_map(reason);
     let phase = status.reason.or(status.phase).unwrap_or_default();
     let is_leaving = pod.metadata.deletion_timestamp.is_some();
     json!({

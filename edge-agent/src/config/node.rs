@@ -87,7 +87,7 @@ fn labels(labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, 
     Ok(labels)
 }
 
-/// What the NodeRestriction admission refuses, but for the standard labels, which are not configured.
+/// What the admission plugin `NodeRestriction` refuses, but for the standard labels, which are not configured.
 fn is_reserved(prefix: &str) -> bool {
     let of = |domain: &str| prefix == domain || prefix.ends_with(&format!(".{domain}"));
     let allowed = ["kubelet.kubernetes.io", "node.kubernetes.io", "topology.kubernetes.io"];

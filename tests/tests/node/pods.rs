@@ -272,7 +272,7 @@ fn resized(cluster: &Cluster) -> Result<()> {
     let patch = r#"{"spec":{"containers":[{"name":"main","resources":{"limits":{"memory":"96Mi","cpu":"300m"},"requests":{"memory":"96Mi","cpu":"300m"}}}]}}"#;
     core.k(&["patch", "pod", "grows", "--subresource", "resize", "-p", patch])?;
     tests::wait_until("the limits are changed in place", SOON, || {
-        let cat = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null";
+        let cat = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true";
         core.k(&["exec", "grows", "--", "sh", "-c", cat]).is_ok_and(|text| text.contains("100663296"))
     })?;
     let after = core.get(&["pod", "grows"])?;
@@ -280,7 +280,7 @@ fn resized(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// What controllers make of it: a Job, a StatefulSet, a Deployment that is updated.
+/// What controllers make of it: a Job, a stateful set, a Deployment that is updated.
 fn workloads(cluster: &Cluster) -> Result<()> {
     let core = &cluster.control_plane;
     let image = &cluster.busybox;

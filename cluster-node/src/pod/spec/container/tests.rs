@@ -119,10 +119,13 @@ fn a_plain_container() {
     assert_eq!(spec.mounts, want);
 }
 
+/// Entrypoint and command.
+type Words<'a> = (Option<&'a [&'a str]>, Option<&'a [&'a str]>);
+
 #[test]
 fn commands() {
     #[track_caller]
-    fn check(command: Value, args: Value, want: Option<(Option<&[&str]>, Option<&[&str]>)>) {
+    fn check(command: Value, args: Value, want: Option<Words<'_>>) {
         let mut case = Case::new(json!({}), &json!({ "command": command, "args": args }));
         case.env = Env([("NAME".to_owned(), "val".to_owned())].into());
         let got = case.make().ok().map(|spec| (spec.entrypoint, spec.command));
@@ -251,13 +254,14 @@ proptest! {
     /// Whatever the fields of a pod hold, there is a specification or an error, and what it names stays where it belongs.
     #[test]
     fn no_pod_makes_it_panic(text in "\\PC{0,40}|[./a\0=;$()\\[\\]' -]{0,20}", number in any::<i64>(), flag in any::<bool>()) {
+        let small = i32::try_from(number).unwrap_or(i32::MAX);
         let container = json!({ "name": text, "image": text, "command": [text], "args": [text, ""], "workingDir": format!("/{text}"),
             "terminationMessagePath": text, "env": [{ "name": text, "value": text },
                 { "name": "F", "valueFrom": { "fieldRef": { "fieldPath": text } } },
                 { "name": "R", "valueFrom": { "resourceFieldRef": { "resource": format!("limits.{text}"), "divisor": text } } },
                 { "name": "K", "valueFrom": { "fileKeyRef": { "volumeName": text, "path": text, "key": text } } }],
             "resources": { "limits": { "memory": number.to_string(), "cpu": text, "hugepages-2Mi": text } },
-            "ports": [{ "hostPort": number as i32, "containerPort": number as i32, "hostIP": text }],
+            "ports": [{ "hostPort": small, "containerPort": small, "hostIP": text }],
             "securityContext": { "runAsUser": if flag { 5 } else { number }, "privileged": flag,
                 "seccompProfile": { "type": if flag { "Unconfined" } else { text.as_str() } } } });
         let pod: Pod = serde_json::from_value(json!({
@@ -265,7 +269,7 @@ proptest! {
                 "annotations": { "kubernetes.io/ingress-bandwidth": text } },
             "spec": { "containers": [container], "initContainers": [container], "hostname": text, "subdomain": text,
                 "dnsPolicy": text, "dnsConfig": { "nameservers": [text], "searches": [text], "options": [{ "name": text }] },
-                "hostAliases": [{ "ip": text, "hostnames": [text] }], "hostNetwork": flag, "priority": number as i32,
+                "hostAliases": [{ "ip": text, "hostnames": [text] }], "hostNetwork": flag, "priority": small,
                 "securityContext": { "fsGroup": if flag { 5 } else { number }, "sysctls": [{ "name": text, "value": text }] },
                 "overhead": { "cpu": text } },
         })).unwrap();

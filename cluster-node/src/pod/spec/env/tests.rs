@@ -14,10 +14,12 @@ fn pod(container: &Value) -> Pod {
     .unwrap()
 }
 
+#[allow(clippy::unnecessary_wraps)] // As it is looked up.
 fn config_map(data: &Value) -> Option<Arc<ConfigMap>> {
     Some(Arc::new(serde_json::from_value(json!({ "data": data })).unwrap()))
 }
 
+#[allow(clippy::unnecessary_wraps)] // As it is looked up.
 fn secret(data: &[(&str, &[u8])]) -> Option<Arc<Secret>> {
     let data = data.iter().map(|(key, value)| ((*key).to_owned(), k8s_openapi::ByteString(value.to_vec())));
     Some(Arc::new(Secret { data: Some(data.collect()), ..Secret::default() }))

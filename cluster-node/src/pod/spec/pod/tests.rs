@@ -94,6 +94,7 @@ fn networks() {
 }
 
 #[test]
+#[allow(clippy::option_option)] // Refused, none, or some.
 fn bandwidths() {
     #[track_caller]
     fn check(ingress: Option<&str>, egress: Option<&str>, want: Option<Option<Bandwidth>>) {

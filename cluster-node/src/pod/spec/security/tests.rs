@@ -128,6 +128,7 @@ fn filters_of_system_calls() {
 }
 
 #[test]
+#[allow(clippy::option_option)] // Refused, none, or some.
 fn profiles_of_apparmor() {
     #[track_caller]
     fn check(pod_context: Value, context: Value, annotation: &str, want: Option<Option<&str>>) {
