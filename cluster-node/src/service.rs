@@ -306,13 +306,6 @@ impl Node {
             parts.start("node.status", |context| looker.register_and_report(context));
         }
         parts.start("node.events", |context| recorder.run(context));
-        let eviction = Eviction::new(
-            ground::eviction(&options, &cluster, &options.data_dir),
-            Arc::new(made.pods.clone()),
-            Arc::new(node.clone()),
-            Arc::new(engine.clone()),
-        );
-        parts.start("node.eviction", |context| eviction.run(context));
         parts.start("node.statuses", |context| made.statuses.run(context));
         parts.start("node.pods", |context| made.manager.run(context));
         parts.start("node.source", |context| made.source.run(context));
@@ -353,6 +346,14 @@ impl Node {
         );
         let server = Server::bind(config, Arc::new(made.pods.clone()), engine.clone(), Arc::new(api.clone())).await?;
         let for_serving = api.clone();
+        // A board in no cluster keeps its images: nobody else could give a pod another place.
+        let eviction = Eviction::new(
+            ground::eviction(options, &credentials.cluster, &options.data_dir),
+            Arc::new(made.pods.clone()),
+            Arc::new(node.clone()),
+            Arc::new(engine.clone()),
+        );
+        parts.start("node.eviction", |context| eviction.run(context));
         parts.start("node.serving", |context| serving.run(for_serving, context));
         let rotation = Rotation::new(api.clone(), identity, self.0.clock.clone(), options.clone());
         parts.start("node.certificate", |context| rotation.run(context));

@@ -4,13 +4,17 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use container_engine::{
-    container::{ContainerSpec, ListFilter, NetworkMode, RemoveOptions},
+    container::{
+        ContainerId, ContainerSpec, ListFilter, Mount, MountSource, NetworkMode, Propagation, RemoveOptions, WaitFor,
+    },
     engine::{Engine, Options},
     image::LoadRequest,
+    shim::{Attach, Output, Session},
 };
 use store::state::State;
 
@@ -130,4 +134,49 @@ fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
     points.filter(|point| point.starts_with(dir)).collect()
+}
+
+/// Everything that a container prints.
+pub const BOTH: Attach = Attach { stdin: false, stdout: true, stderr: true, wait: true };
+
+/// Longer than anything takes, in the guest of `cargo xtask guest` too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs to the end; returns standard output, standard error and exit code.
+pub async fn output(session: Session) -> Result<(String, String, i32)> {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let (_input, mut output) = session.split();
+    loop {
+        match tokio::time::timeout(PATIENCE, output.next()).await.context("no more output")?? {
+            Some(Output::Stdout(bytes)) => out.extend_from_slice(&bytes),
+            Some(Output::Stderr(bytes)) => err.extend_from_slice(&bytes),
+            Some(Output::Exit(exit)) => {
+                return Ok((String::from_utf8(out)?, String::from_utf8(err)?, exit.code));
+            }
+            None => anyhow::bail!("the session ended without an exit"),
+        }
+    }
+}
+
+/// Something of the host's, shown at `target`.
+pub fn read_only(source: &Path, target: &str) -> Mount {
+    Mount {
+        target: target.into(),
+        source: MountSource::Bind { source: source.to_owned(), create: false },
+        read_only: true,
+        recursive_read_only: false,
+        propagation: Propagation::default(),
+    }
+}
+
+/// Creates, attaches, starts, and waits for the end.
+pub async fn run(bench: &Bench, spec: ContainerSpec) -> Result<(ContainerId, String, String, i32)> {
+    let containers = bench.engine.containers();
+    let id = containers.create(spec).await?.id;
+    let attaching = containers.attach(&id, BOTH).await?;
+    containers.start(&id).await?;
+    let (out, err, code) = output(attaching.session().await?).await?;
+    let exit = containers.wait(&id, WaitFor::NotRunning).await?;
+    ensure!(exit.code == code, "the session says {code}, the record {}", exit.code);
+    Ok((id, out, err, code))
 }

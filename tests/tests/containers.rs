@@ -7,54 +7,10 @@ use container_engine::{
     container::*,
     event::{Filter, Next},
     logs::ReadOptions,
-    shim::{Attach, Output, Session},
+    shim::Output,
 };
-use tests::engine::{Bench, is_mounted};
+use tests::engine::{BOTH, Bench, PATIENCE, is_mounted, output, read_only, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-const BOTH: Attach = Attach { stdin: false, stdout: true, stderr: true, wait: true };
-
-/// Longer than anything takes, in the guest of `cargo xtask guest` too.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Runs to the end; returns standard output, standard error and exit code.
-async fn output(session: Session) -> Result<(String, String, i32)> {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let (_input, mut output) = session.split();
-    loop {
-        match tokio::time::timeout(PATIENCE, output.next()).await.context("no more output")?? {
-            Some(Output::Stdout(bytes)) => out.extend_from_slice(&bytes),
-            Some(Output::Stderr(bytes)) => err.extend_from_slice(&bytes),
-            Some(Output::Exit(exit)) => {
-                return Ok((String::from_utf8(out)?, String::from_utf8(err)?, exit.code));
-            }
-            None => anyhow::bail!("the session ended without an exit"),
-        }
-    }
-}
-
-/// Something of the host's, shown at `target`.
-fn read_only(source: &std::path::Path, target: &str) -> Mount {
-    Mount {
-        target: target.into(),
-        source: MountSource::Bind { source: source.to_owned(), create: false },
-        read_only: true,
-        recursive_read_only: false,
-        propagation: Propagation::default(),
-    }
-}
-
-/// Creates, attaches, starts, and waits for the end.
-async fn run(bench: &Bench, spec: ContainerSpec) -> Result<(ContainerId, String, String, i32)> {
-    let containers = bench.engine.containers();
-    let id = containers.create(spec).await?.id;
-    let attaching = containers.attach(&id, BOTH).await?;
-    containers.start(&id).await?;
-    let (out, err, code) = output(attaching.session().await?).await?;
-    let exit = containers.wait(&id, WaitFor::NotRunning).await?;
-    ensure!(exit.code == code, "the session says {code}, the record {}", exit.code);
-    Ok((id, out, err, code))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_runs_from_its_creation_to_its_removal() -> Result<()> {
@@ -612,81 +568,5 @@ async fn names_lists_and_pruning() -> Result<()> {
     ensure!(usage.pids.current == 1, "{usage:?}");
     let pruned = containers.prune(&ListFilter::default()).await?;
     ensure!(pruned.removed == [one.clone()], "{pruned:?}");
-    bench.clear().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn containers_share_what_outlives_each_of_them() -> Result<()> {
-    let mut bench = Bench::new().await?;
-    let options = ShareOptions { pids: true, shm_bytes: Some(1 << 20) };
-    for wrong in ["", ".", "../x", "a/b", &"n".repeat(129)] {
-        ensure!(bench.engine.containers().share(wrong, options).await.is_err(), "{wrong:?}");
-    }
-    let shared = bench.engine.containers().share("pod-1", options).await?;
-    ensure!(bench.engine.containers().share("pod-1", options).await? == shared, "made twice");
-    let with = |script: &str, userns: UserNamespace| ContainerSpec {
-        ipc: NamespaceMode::Path(shared.ipc.clone()),
-        pid: shared.pids.clone().map_or(NamespaceMode::Private, NamespaceMode::Path),
-        mounts: vec![Mount { read_only: false, ..read_only(&shared.shm, "/dev/shm") }],
-        userns,
-        ..Bench::shell(script)
-    };
-    // The first process is in an empty folder, without rights, and nobody ends it from inside.
-    let look = "readlink /proc/self/ns/ipc; readlink /proc/self/ns/pid; echo said > /dev/shm/word; kill -9 1; kill 1; \
-        grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs):' /proc/1/status; ls /proc/1/root/ /proc/1/cwd 2>&1; (sleep 0.1 &) ; sleep 0.5; exit 0";
-    let (_, out, err, code) = run(&bench, with(look, UserNamespace::Host)).await?;
-    let lines: Vec<&str> = out.lines().collect();
-    ensure!(code == 0 && lines.len() > 5, "{out} {err} {code}");
-    ensure!(out.contains("Uid:\t65535\t65535\t65535\t65535") && out.contains("CapEff:\t0000000000000000"), "{out}");
-    ensure!(out.contains("CapBnd:\t0000000000000000") && out.contains("NoNewPrivs:\t1"), "{out}");
-    ensure!(!out.contains("bin") && !out.contains("etc"), "something of the host is seen: {out}");
-    // The next one is in the same, also after the agent restarted.
-    bench.restart().await?;
-    ensure!(bench.engine.containers().shared("pod-1", options) == Some(shared.clone()), "it is gone with the agent");
-    let again = "readlink /proc/self/ns/ipc; readlink /proc/self/ns/pid; cat /dev/shm/word; ps | grep -c '[Z]ombie'; df -k /dev/shm";
-    let (_, next, err, _) = run(&bench, with(again, UserNamespace::Host)).await?;
-    let seen: Vec<&str> = next.lines().collect();
-    ensure!(seen.get(..3) == Some(&[lines[0], lines[1], "said"][..]), "{next} after {out}: {err}");
-    ensure!(next.contains(" 1024 "), "{next}");
-    // Taken away, it takes those along that are still in it.
-    let containers = bench.engine.containers();
-    let id = containers.create(with("exec sleep 1000", UserNamespace::Host)).await?.id;
-    containers.start(&id).await?;
-    ensure!(containers.all_shared() == ["pod-1"]);
-    containers.unshare("pod-1").await?;
-    let end = tokio::time::timeout(PATIENCE, containers.wait(&id, WaitFor::NotRunning)).await??;
-    ensure!(end.code == 137, "{end:?}");
-    containers.unshare("pod-1").await?;
-    ensure!(containers.all_shared().is_empty() && containers.shared("pod-1", options).is_none());
-    ensure!(!is_mounted(&shared.ipc) && !is_mounted(&shared.shm));
-    bench.clear().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn containers_in_one_range_of_ids_share_memory() -> Result<()> {
-    let bench = Bench::new().await?;
-    let shared = bench.engine.containers().share("pod-2", ShareOptions::default()).await?;
-    ensure!(shared.pids.is_none(), "{shared:?}");
-    let with = |script: &str| ContainerSpec {
-        ipc: NamespaceMode::Path(shared.ipc.clone()),
-        mounts: vec![Mount { read_only: false, ..read_only(&shared.shm, "/dev/shm") }],
-        userns: UserNamespace::Mapped { host: 300_000, size: 65_536 },
-        ..Bench::shell(script)
-    };
-    let (_, _, err, code) = run(&bench, with("echo said > /dev/shm/word; id -u")).await?;
-    ensure!(code == 0, "{err}");
-    let (_, out, err, _) = run(&bench, with("cat /dev/shm/word; stat -c %u /dev/shm/word")).await?;
-    ensure!(out == "said\n0\n", "{out} {err}");
-    // Volumes belong to the same ids inside as outside.
-    let volume = bench.dir().join("volume");
-    std::fs::create_dir(&volume)?;
-    std::os::unix::fs::chown(&volume, Some(1000), Some(0))?;
-    let mut mapped = with("stat -c %u /volume; echo x > /volume/made");
-    mapped.map_mounts = true;
-    mapped.mounts.push(Mount { read_only: false, ..read_only(&volume, "/volume") });
-    let (_, out, err, _) = run(&bench, mapped).await?;
-    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(volume.join("made"))?);
-    ensure!(out == "1000\n" && owner == 0, "{out} {err} {owner}");
-    bench.engine.containers().unshare("pod-2").await?;
     bench.clear().await
 }

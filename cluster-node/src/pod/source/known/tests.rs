@@ -1,3 +1,5 @@
+//! What is known of pods, by table.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Containers by table, and any pod object at all.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

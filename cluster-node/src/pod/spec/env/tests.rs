@@ -1,3 +1,5 @@
+//! Environments by table.
+
 use serde_json::{Value, json};
 
 use super::*;

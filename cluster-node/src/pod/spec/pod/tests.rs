@@ -1,3 +1,5 @@
+//! Names, networks and limits of pods by table.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Users, rights and filters by table.
+
 use serde_json::{Value, json};
 
 use super::*;

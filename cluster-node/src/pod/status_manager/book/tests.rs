@@ -1,3 +1,5 @@
+//! The book of statuses, by table.
+
 use serde_json::json;
 
 use super::*;
