@@ -84,6 +84,8 @@ impl FromStr for Server {
         }
         let port = match uri.port() {
             Some(port) => port.as_str().parse().map_err(|_| wrong())?,
+            // Something is there, and it is no port.
+            None if uri.host().len() != rest.len() => return Err(wrong()),
             None if text.starts_with("https://") => 443,
             None => 6443,
         };
