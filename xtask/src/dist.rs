@@ -11,7 +11,7 @@ use crate::{
 
 /// Largest binaries, bytes: a growth that nobody meant is seen. The goal is 12 MiB for aarch64; the container engine took it to
 /// 14, and the node, with Kubernetes' types, further.
-const MAX_BYTES: [(&str, u64); 2] = [("aarch64", 24 << 20), ("x86_64", 28 << 20)];
+const MAX_BYTES: [(&str, u64); 2] = [("aarch64", 30 << 20), ("x86_64", 34 << 20)];
 
 /// Builds for `aarch64`, `x86_64` or `all`.
 pub fn run(target: &str) -> Result<()> {
