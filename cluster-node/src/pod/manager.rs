@@ -45,6 +45,12 @@ struct Entry {
     vanished: bool,
 }
 
+impl Entry {
+    fn new(key: PodKey, desired: Desired, phase: Phase) -> Self {
+        Self { key, desired: watch::Sender::new(desired), wake: Arc::default(), phase, vanished: false }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Its predecessor has not gone.
@@ -171,14 +177,7 @@ impl Manager {
             return;
         }
         let phase = if is_static && self.has_predecessor(&key) { Phase::Waiting } else { Phase::Working };
-        let entry = Entry {
-            key: key.clone(),
-            desired: watch::Sender::new(desired),
-            wake: Arc::default(),
-            phase,
-            vanished: false,
-        };
-        self.entries.insert(key.uid.clone(), entry);
+        self.entries.insert(key.uid.clone(), Entry::new(key.clone(), desired, phase));
         if phase == Phase::Working {
             self.begin(&key.uid, context);
         }
@@ -199,14 +198,7 @@ impl Manager {
         self.shared.recorder.pod(&pod, Type::Warning, &rejection.reason, rejection.message.clone(), None);
         let view = rejected(&self.shared, &pod, admission::rejected_status(&pod, rejection, now));
         self.shared.pods.put(&key.uid, view);
-        let entry = Entry {
-            key: key.clone(),
-            desired: watch::Sender::new(desired),
-            wake: Arc::default(),
-            phase: Phase::Refused,
-            vanished: false,
-        };
-        self.entries.insert(key.uid, entry);
+        self.entries.insert(key.uid.clone(), Entry::new(key, desired, Phase::Refused));
     }
 
     fn has_predecessor(&self, key: &PodKey) -> bool {
@@ -363,14 +355,8 @@ impl Manager {
             pod.metadata.uid = Some(key.uid.clone());
             let ending = Ending { cause: EndCause::Deleted, since: timestamp(&self.shared.clock), grace_s: None };
             let desired = Desired { pod: Arc::new(pod), is_static: false, ending: Some(ending) };
-            let entry = Entry {
-                key: key.clone(),
-                desired: watch::Sender::new(desired),
-                wake: Arc::default(),
-                phase: Phase::Working,
-                vanished: true,
-            };
-            self.entries.insert(key.uid.clone(), entry);
+            let entry = Entry::new(key.clone(), desired, Phase::Working);
+            self.entries.insert(key.uid.clone(), Entry { vanished: true, ..entry });
             self.begin(&key.uid, context);
         }
         let known: BTreeSet<String> = self.entries.keys().cloned().collect();

@@ -163,10 +163,10 @@ impl Work {
         self.running.insert(slot, Running { task: abort.id(), abort, grace_s, container });
     }
 
-    /// No container of the pod is to be started any more.
+    /// No container of the pod is to be started any more. What is begun counts as begun until it has ended.
     pub fn abort_starts(&mut self) {
-        for slot in [Slot::Start, Slot::Volumes, Slot::Network] {
-            if let Some(running) = self.running.remove(&slot) {
+        for slot in [Slot::Start, Slot::Volumes] {
+            if let Some(running) = self.running.get(&slot) {
                 running.abort.abort();
             }
         }

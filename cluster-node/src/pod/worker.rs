@@ -26,6 +26,7 @@ use super::{
     probe::{self, PodProbes, Prober},
     runtime::Runtime,
     source::Known,
+    spec,
     status_manager::StatusManager,
     work::{Done, Piece, Work},
 };
@@ -179,7 +180,7 @@ impl Worker {
         for (container, problem) in &mut self.memory.problems {
             let waits = problem.retry.is_some_and(|retry| retry > now);
             if problem.reason == ERR_PULL && waits && is_told(container) {
-                let image = declared(pod, container).and_then(|it| it.image.clone()).unwrap_or_default();
+                let image = spec::find(pod, container).and_then(|(_, it)| it.image).unwrap_or_default();
                 let message = format!("Back-off pulling image {image:?}");
                 let path = probe::field_path(pod, container);
                 self.shared.recorder.pod(pod, Type::Normal, "BackOff", message.clone(), Some(path));
@@ -195,9 +196,8 @@ impl Worker {
         if look.is_finished {
             return;
         }
-        if look.desired.ending.is_some() {
-            self.work.abort_starts();
-        } else {
+        let course = decide::course(&look.desired, &look.observed, &self.memory, look.now);
+        if course == decide::Course::Goes {
             let generation = generation(&look.desired.pod);
             let changed = self.generation.as_deref() != Some(generation.as_str());
             if changed {
@@ -211,6 +211,8 @@ impl Worker {
             if (refresh || changed) && self.work.mounts().is_some() {
                 self.work.begin(Piece::Volumes, &look.desired.pod);
             }
+        } else {
+            self.work.abort_starts();
         }
         let view = self.probes.view();
         for action in decide::plan(&look.desired, &look.observed, &self.memory, &view, &look.facts, look.now) {
@@ -260,8 +262,8 @@ impl Worker {
     /// The next wait of a container that is started again is longer.
     fn raise_backoff(&mut self, pod: &Pod, container: &str, life: &Life, look: &Look) {
         let Life::Exited(exited) = life else { return };
-        let Some(declared) = declared(pod, container) else { return };
-        let key = decide::backoff::key(&self.key, declared);
+        let Some((_, declared)) = spec::find(pod, container) else { return };
+        let key = decide::backoff::key(&self.key, &declared);
         let before = self.memory.backoffs.get(&key);
         let next = decide::backoff::Backoff::next(before, exited.finished, look.facts.max_backoff_s, look.now);
         self.memory.backoffs.insert(key, next);
@@ -353,12 +355,6 @@ fn generation(pod: &Pod) -> String {
     let meta = &pod.metadata;
     let containers = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_ref()).map_or(0, Vec::len);
     format!("{:?} {containers} {:?} {:?}", meta.generation, meta.labels, meta.annotations)
-}
-
-/// A container of any kind but ephemeral, as it is declared.
-fn declared<'a>(pod: &'a Pod, name: &str) -> Option<&'a k8s_openapi::api::core::v1::Container> {
-    let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|it| it.name == name)
 }
 
 /// What probes need to know.

@@ -70,7 +70,7 @@ pub(super) fn of(cluster: &ClusterInfo, node: &NodeObject) -> Arc<dyn Fn() -> Gr
             admission: NodeFacts {
                 name: facts.name,
                 labels: facts.labels,
-                taints: Vec::new(),
+                taints: facts.taints,
                 allocatable: facts.allocatable,
                 allowed_sysctls: sysctls.filter_map(|it| it.as_str().map(str::to_owned)).collect(),
             },

@@ -124,7 +124,9 @@ fn resources(spec: &PodSpec, others: &[Arc<Pod>], node: &NodeFacts) -> Result<()
     names.dedup();
     for name in names {
         let wanted = pod_request(spec, name);
-        if wanted.is_zero() {
+        // A resource that the node does not know is somebody else's to give, as a scheduler's extender.
+        let is_foreign = name.contains('/') && offered(name).is_none();
+        if wanted.is_zero() || is_foreign {
             continue;
         }
         let used = others
@@ -279,6 +281,9 @@ mod tests {
         check(serde_json::json!({ "os": { "name": "windows" } }), &[], Some("PodOSNotSupported"));
         check(asks("1500m"), &[asks("500m")], None);
         check(asks("1500m"), &[asks("501m")], Some("OutOfcpu"));
+        let foreign =
+            serde_json::json!({ "requests": { "vendor.example/x": "1" }, "limits": { "vendor.example/x": "1" } });
+        check(serde_json::json!({ "containers": [{ "name": "c", "resources": foreign }] }), &[], None);
         check(asks("1n"), &[asks("1"), asks("1n"), asks("1n")], Some("OutOfpods"));
         check(serde_json::json!({ "nodeSelector": { "disk": "hdd" } }), &[], Some("NodeAffinity"));
         check(serde_json::json!({ "nodeSelector": { "disk": "ssd" } }), &[], None);

@@ -79,9 +79,11 @@ fn is_through(spec: &PodSpec, observed: &Observed) -> bool {
         })
 }
 
-/// Nothing of a pod that ends runs any more.
+/// Nothing of a pod that ends runs any more, and nothing of it is being started.
 pub fn is_finished(desired: &Desired, observed: &Observed, memory: &Memory, now: Timestamp) -> bool {
-    course(desired, observed, memory, now) != Course::Goes && !observed.instances.iter().any(may_run)
+    course(desired, observed, memory, now) != Course::Goes
+        && memory.starting.is_none()
+        && !observed.instances.iter().any(may_run)
 }
 
 /// It has processes, or nobody can say.

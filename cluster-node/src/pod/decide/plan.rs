@@ -67,7 +67,8 @@ impl Scene<'_> {
         let left_s = (total_s - elapsed).max(MIN_STOP_S);
         let order = |name: &str| self.spec.init_containers.iter().flatten().position(|it| it.name == name);
         let last = alive().max_by_key(|instance| order(&instance.name));
-        last.filter(|it| !self.memory.stopping.contains_key(&it.id))
+        // What is left shrinks by itself; only a shorter grace is a reason to stop it anew.
+        last.filter(|it| self.memory.stopping.get(&it.id).is_none_or(|before| *before > total_s.max(MIN_STOP_S)))
             .and_then(|instance| self.end_one(instance, left_s))
             .into_iter()
             .collect()

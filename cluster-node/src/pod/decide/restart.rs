@@ -2,9 +2,7 @@
 //!
 //! Its own rules by exit code come first, then its own policy, then the pod's.
 
-use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod, PodSpec};
-
-use crate::pod::model::{Life, Observed};
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, PodSpec};
 
 /// What a rule makes of all containers.
 pub const RESTART_ALL: &str = "RestartAllContainers";
@@ -48,14 +46,4 @@ fn by_policy(policy: &str, code: i32) -> Option<bool> {
 /// Whether a container that was stopped while it ran, such as for a failed probe, is started again: no exit code counts.
 pub fn after_kill(container: &Container, pod: &PodSpec) -> bool {
     container.restart_policy.as_deref().or(pod.restart_policy.as_deref()) != Some("Never")
-}
-
-/// Whether a container of the pod is to be started as things are.
-pub fn is_due(container: &Container, pod: &Pod, observed: &Observed) -> bool {
-    let Some(spec) = pod.spec.as_ref().filter(|_| pod.metadata.deletion_timestamp.is_none()) else { return false };
-    match observed.latest(&container.name).map(|instance| &instance.life) {
-        None | Some(Life::Created | Life::Unknown) => true,
-        Some(Life::Running { .. }) => false,
-        Some(Life::Exited(end)) => after_exit(container, spec, end.code),
-    }
 }

@@ -188,6 +188,9 @@ fn a_pod_ends_sidecars_last() {
     check(&desired, &["side:0:r", "a:0:x"], 10, &[], "kill side-0 20");
     check(&desired, &["side:0:r"], 100, &[], "kill side-0 2");
     check(&deleted(&two(), 0), &["a:0:r", "b:0:r"], 0, &[("a-0", 30)], "kill a-0 2, kill b-0 2");
+    // A shorter grace reaches one that is stopping already.
+    check(&desired, &["side:0:r"], 10, &[("side-0", 25)], "");
+    check(&deleted(&with_init("Always"), 1), &["side:0:r"], 0, &[("side-0", 300)], "kill side-0 2");
     // The work is done: what runs beside it ends too.
     check(&with_init("Never"), &["first:0:x", "side:0:r", "second:0:x", "a:0:x"], 0, &[], "kill side-0 30");
 }
@@ -263,6 +266,16 @@ fn a_final_phase_stays() {
     let memory = Memory { previous: Some(before), ..Memory::default() };
     assert_eq!(words(&planned(&desired, &observed(&desired, &[]), &memory, 0)), "");
     assert_eq!(told(&desired, &[], &memory).phase.as_deref(), Some("Succeeded"));
+}
+
+#[test]
+fn nothing_is_over_while_a_container_may_still_be_made() {
+    let desired = deleted(&two(), 30);
+    let starting = Memory { starting: Some("a".into()), ..Memory::default() };
+    for (memory, finished, phase) in [(starting, false, "Pending"), (Memory::default(), true, "Failed")] {
+        assert_eq!(is_finished(&desired, &observed(&desired, &[]), &memory, at(0)), finished);
+        assert_eq!(told(&desired, &[], &memory).phase.as_deref(), Some(phase));
+    }
 }
 
 #[test]
