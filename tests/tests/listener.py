@@ -177,7 +177,8 @@ def sessions():
     assert not Client("sleeper", clean=False).present
     if not V5:
         return
-    for lasting, at_the_end in [(1, None), (3600, 0)]:
+    # Who leaves and returns at once may be heard first on the new connection: often enough to meet that.
+    for lasting, at_the_end in [(1, None)] + [(3600, 0)] * 20:
         over = Client("brief", lasting=lasting)
         over.subscribe("s/#", 1)
         over.leave(**({} if at_the_end is None else {"SessionExpiryInterval": at_the_end}))

@@ -8,6 +8,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
+    time::Duration,
 };
 
 use rustix::{
@@ -16,6 +17,10 @@ use rustix::{
 };
 
 use crate::container::Protocol;
+
+/// How often, and how long apart, a port that is in use is tried again.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A port held by bound sockets; given up when dropped.
 #[derive(Debug)]
@@ -43,8 +48,23 @@ pub fn hold(protocol: Protocol, address: Option<IpAddr>, port: u16, v6: bool) ->
     Ok((port, held))
 }
 
-/// None where the kernel has no sockets of this protocol: then no server of the host can want the port either.
+/// Binds, again and again for a moment where the port is in use: a process that was forked while a port was held has it
+/// too until it runs its program, also when the port was given up long since. Blocking.
 fn bind_one(protocol: Protocol, address: SocketAddr) -> io::Result<Option<(u16, OwnedFd)>> {
+    let mut tries = 0;
+    loop {
+        match try_bind(protocol, address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// None where the kernel has no sockets of this protocol: then no server of the host can want the port either.
+fn try_bind(protocol: Protocol, address: SocketAddr) -> io::Result<Option<(u16, OwnedFd)>> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let (kind, proto) = match protocol {
         Protocol::Tcp => (SocketType::STREAM, None),

@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use futures_util::{StreamExt, stream::FuturesOrdered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesOrdered};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{sleep_until, timeout},
@@ -47,6 +47,8 @@ const MAX_PENDING_BYTES: usize = 256 << 10;
 const MAX_OUTPUT: usize = 32 << 10;
 /// What was begun is finished within this when the connection ends.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// Reads, of what a connection that is taken over has received by then.
+const MAX_LAST_READS: usize = 64;
 /// Topic aliases an MQTT 5 client may set.
 pub const MAX_ALIASES: u16 = 32;
 
@@ -156,11 +158,14 @@ impl Client {
         mut input: BytesMut,
         mut output: BytesMut,
     ) {
-        let end = loop {
+        let mut end = loop {
             if let Err(end) = self.step(&mut stream, &mut input, &mut output).await {
                 break end;
             }
         };
+        if matches!(end, End::TakenOver) {
+            end = self.last_words(&mut stream, &mut input, &mut output).await;
+        }
         let _ = timeout(FAREWELL, self.drain(&mut output)).await;
         self.say_goodbye(&end, &mut output);
         // Before the last words: the client may be back already, and waits for its session.
@@ -169,6 +174,29 @@ impl Client {
             let _ = timeout(Duration::from_secs(2), stream.write_all_buf(&mut output)).await;
         }
         let _ = timeout(Duration::from_secs(1), stream.shutdown()).await;
+    }
+
+    /// What came before another connection took the session over counts, above all a DISCONNECT: a client that leaves
+    /// and returns at once may be heard on its new connection first, and would find a session that it has ended.
+    async fn last_words<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+        input: &mut BytesMut,
+        output: &mut BytesMut,
+    ) -> End {
+        for _ in 0..MAX_LAST_READS {
+            match self.parse(input, output).await {
+                Ok(true) if self.may_read() => {}
+                Err(asked @ End::Asked { .. }) => return asked,
+                _ => break,
+            }
+            // Without the runtime's budget, whose end looks like a socket that has nothing more.
+            let read = tokio::task::unconstrained(read_some(stream, input)).now_or_never();
+            if !matches!(read, Some(Ok(1..))) {
+                break;
+            }
+        }
+        End::TakenOver
     }
 
     /// Deals with what is there, then waits for one event.
