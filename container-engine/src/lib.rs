@@ -6,6 +6,7 @@
 //!
 //! Knows nothing of Kubernetes or GitLab. Everything it keeps has an [`owner::Owner`].
 
+pub mod build;
 pub mod cgroup;
 pub mod commit;
 pub mod container;
