@@ -32,6 +32,8 @@ pub mod label {
     pub const MESSAGE_POLICY: &str = "edge-agent/termination-message-policy";
     /// The start of the machine it was made in.
     pub const BOOT: &str = "edge-agent/boot";
+    /// Which network of its pod it was made in.
+    pub const SANDBOX: &str = "edge-agent/sandbox";
 }
 
 /// Which pod.
@@ -138,6 +140,8 @@ pub struct Desired {
 /// The network of a pod as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sandbox {
+    /// Of this one among all that the pod has had.
+    pub id: String,
     /// Everything of it is there.
     pub ready: bool,
     /// It is the host's.
@@ -200,8 +204,10 @@ pub struct Instance {
     pub life: Life,
     /// Limits it has.
     pub resources: container_engine::container::Resources,
-    /// It was made before the machine was started the last time.
-    pub before_reboot: bool,
+    /// It was made before the present network of its pod, or before the machine was started the last time.
+    pub before_sandbox: bool,
+    /// It was stopped in order to be started again, whatever it ended with.
+    pub is_due: bool,
 }
 
 impl Instance {
@@ -274,6 +280,10 @@ pub struct Facts {
 pub enum KillReason {
     /// Its definition changed, or nobody knows its state.
     Changed,
+    /// The network of its pod has gone.
+    Sandbox,
+    /// Another container's end makes all of the pod start anew.
+    RestartAll,
     /// Its `postStart` hook failed.
     Hook,
     /// Its liveness probe failed.
@@ -319,6 +329,8 @@ pub enum Action {
         message: String,
         /// Seconds, the hook's included.
         grace_s: i64,
+        /// It is to be started again, whatever it ends with.
+        is_due: bool,
     },
     /// Change the limits of a running instance.
     Resize {

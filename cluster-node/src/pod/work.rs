@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     model::{KillReason, Kind, PodKey, Problem},
+    runtime::Why,
     worker::Shared,
 };
 use crate::{
@@ -38,7 +39,7 @@ pub(super) enum Piece {
     Sandbox,
     RemoveSandbox,
     Start { container: String, kind: Kind, attempt: u32 },
-    Kill { id: String, container: String, reason: KillReason, message: String, grace_s: i64 },
+    Kill { id: String, container: String, reason: KillReason, message: String, grace_s: i64, is_due: bool },
     Resize { id: String, container: String, resources: Box<Resources> },
     Remove { id: String },
 }
@@ -269,8 +270,9 @@ async fn run(shared: &Shared, pod: &Arc<Pod>, mounts: &PodMounts, piece: Piece) 
             let outcome = Box::pin(runtime.start(pod, mounts, &container, kind, attempt)).await;
             Outcome::Started { container, outcome: outcome.map(drop) }
         }
-        Piece::Kill { id, container, reason, message, grace_s } => {
-            let killed = runtime.kill(pod, &id, &container, reason, &message, grace_s).await;
+        Piece::Kill { id, container, reason, message, grace_s, is_due } => {
+            let why = Why { reason, message: &message, is_due };
+            let killed = runtime.kill(pod, &id, &container, why, grace_s).await;
             later_if(killed, pod, "a container was not stopped").await
         }
         Piece::Resize { id, container, resources } => {

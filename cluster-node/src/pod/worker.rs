@@ -240,8 +240,8 @@ impl Worker {
                     self.memory.problems.insert(container, problem);
                 }
             }
-            Action::Kill { id, container, reason, message, grace_s } => {
-                self.work.begin(Piece::Kill { id, container, reason, message, grace_s }, pod);
+            Action::Kill { id, container, reason, message, grace_s, is_due } => {
+                self.work.begin(Piece::Kill { id, container, reason, message, grace_s, is_due }, pod);
             }
             Action::Resize { id, container, resources } => {
                 self.work.begin(Piece::Resize { id, container, resources }, pod);

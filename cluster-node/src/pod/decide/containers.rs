@@ -184,7 +184,8 @@ impl Scene<'_> {
 
     /// One that ended and is to be started again, but not yet, and for a reason.
     fn waiting_again(&self, container: &Container, kind: Kind, exited: &Exited) -> Option<ContainerState> {
-        let again = kind == Kind::Sidecar || restart::after_exit(container, self.spec, exited.code);
+        let latest = self.observed.latest(&container.name);
+        let again = kind == Kind::Sidecar || restart::again(container, self.spec, latest, exited.code);
         let is_told = self.memory.problems.contains_key(&container.name);
         (again && is_told && !self.finished && kind != Kind::Ephemeral).then(|| self.waiting(container))
     }

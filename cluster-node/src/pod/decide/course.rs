@@ -62,20 +62,23 @@ fn is_terminal(memory: &Memory) -> bool {
 /// An init container that ended badly and is not tried again.
 pub fn is_failed_init(container: &k8s_openapi::api::core::v1::Container, spec: &PodSpec, latest: &Instance) -> bool {
     let Life::Exited(exited) = &latest.life else { return false };
-    exited.code != 0 && !restart::after_exit(container, spec, exited.code)
+    exited.code != 0 && !restart::again(container, spec, Some(latest), exited.code)
 }
 
-/// A regular container has been made since the machine was started: init containers are over.
+/// A regular container has been made in the present network of the pod: init containers are over.
 pub fn has_begun(observed: &Observed, spec: &PodSpec) -> bool {
-    spec.containers.iter().any(|container| observed.of(&container.name).any(|it| !it.before_reboot))
+    spec.containers.iter().any(|container| observed.of(&container.name).any(|it| !it.before_sandbox))
 }
 
 /// All regular containers have ended, and none is started again.
 fn is_through(spec: &PodSpec, observed: &Observed) -> bool {
     !spec.containers.is_empty()
-        && spec.containers.iter().all(|container| match observed.latest(&container.name).map(|it| &it.life) {
-            Some(Life::Exited(exited)) => !restart::after_exit(container, spec, exited.code),
-            _ => false,
+        && spec.containers.iter().all(|container| {
+            let latest = observed.latest(&container.name);
+            match latest.map(|it| &it.life) {
+                Some(Life::Exited(exited)) => !restart::again(container, spec, latest, exited.code),
+                _ => false,
+            }
         })
 }
 

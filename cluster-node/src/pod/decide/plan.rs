@@ -83,6 +83,7 @@ impl Scene<'_> {
             reason: KillReason::PodEnds,
             message: format!("Stopping container {}", instance.name),
             grace_s,
+            is_due: false,
         })
     }
 
@@ -95,7 +96,8 @@ impl Scene<'_> {
                 .iter()
                 .filter(|it| may_run(it))
                 .filter_map(|it| {
-                    self.stop(it, KillReason::Changed, "Pod sandbox changed, it will be killed and re-created.")
+                    let message = "Pod sandbox changed, it will be killed and re-created.";
+                    self.stop(it, KillReason::Sandbox, message, self.outlives_kill(&it.name))
                 })
                 .collect();
             if actions.is_empty() && !self.observed.instances.iter().any(may_run) {
@@ -137,18 +139,18 @@ impl Scene<'_> {
             if is_over {
                 continue;
             }
-            match latest.map(|latest| (&latest.life, latest.before_reboot)) {
+            match latest.map(|latest| (&latest.life, latest.before_sandbox)) {
                 Some((Life::Exited(exited), false)) if exited.code == 0 => {}
-                // Without a network since the machine was started, what it did has to be done again.
+                // In a network that is gone, what it did has to be done again.
                 Some((Life::Exited(exited), before)) => {
-                    let again = before || restart::after_exit(container, self.spec, exited.code);
+                    let again = before || restart::again(container, self.spec, latest, exited.code);
                     if again {
                         self.begin(container, Kind::Init, actions);
                     }
                     return false;
                 }
                 Some((Life::Running { .. } | Life::Unknown, _)) => {
-                    self.check(container, latest, actions);
+                    self.check(container, Kind::Init, latest, actions);
                     return false;
                 }
                 None => {
@@ -166,9 +168,9 @@ impl Scene<'_> {
     fn keep(&self, container: &Container, kind: Kind, actions: &mut Vec<Action>) {
         let latest = self.observed.latest(&container.name);
         match latest.map(|latest| &latest.life) {
-            Some(Life::Running { .. } | Life::Unknown) => self.check(container, latest, actions),
+            Some(Life::Running { .. } | Life::Unknown) => self.check(container, kind, latest, actions),
             Some(Life::Exited(exited)) => {
-                let again = kind == Kind::Sidecar || restart::after_exit(container, self.spec, exited.code);
+                let again = kind == Kind::Sidecar || restart::again(container, self.spec, latest, exited.code);
                 if again {
                     self.begin(container, kind, actions);
                 }
@@ -180,7 +182,7 @@ impl Scene<'_> {
     }
 
     /// What is to be done about a container that runs.
-    fn check(&self, container: &Container, latest: Option<&Instance>, actions: &mut Vec<Action>) {
+    fn check(&self, container: &Container, kind: Kind, latest: Option<&Instance>, actions: &mut Vec<Action>) {
         let Some(latest) = latest else { return };
         let name = &container.name;
         if self.memory.starting.as_deref() == Some(name.as_str()) {
@@ -191,12 +193,14 @@ impl Scene<'_> {
                 latest,
                 KillReason::Changed,
                 &format!("Container {name} is in unknown state, try killing it before restart"),
+                self.outlives_kill(name),
             ));
             return;
         }
-        if !latest.hash.is_empty() && latest.hash != hash(container) {
+        // An init container that runs to its end is left to do so.
+        if kind != Kind::Init && !latest.hash.is_empty() && latest.hash != hash(container) {
             let message = format!("Container {name} definition changed, will be restarted");
-            actions.extend(self.stop(latest, KillReason::Changed, &message));
+            actions.extend(self.stop(latest, KillReason::Changed, &message, true));
             return;
         }
         if let Some(kind) = self.view.failed(name, &latest.id) {
@@ -211,6 +215,7 @@ impl Scene<'_> {
                     reason,
                     message: probe::kill_message(name, kind, restarts),
                     grace_s,
+                    is_due: restarts,
                 });
             }
             return;
@@ -219,7 +224,7 @@ impl Scene<'_> {
         if is_resized(&latest.resources, &wanted) {
             if needs_restart(container, &latest.resources, &wanted) {
                 let message = format!("Container {name} resize requires restart");
-                actions.extend(self.stop(latest, KillReason::Changed, &message));
+                actions.extend(self.stop(latest, KillReason::Changed, &message, true));
             } else {
                 let resources = Box::new(wanted);
                 actions.push(Action::Resize { id: latest.id.clone(), container: name.clone(), resources });
@@ -227,14 +232,21 @@ impl Scene<'_> {
         }
     }
 
-    fn stop(&self, instance: &Instance, reason: KillReason, message: &str) -> Option<Action> {
+    fn stop(&self, instance: &Instance, reason: KillReason, message: &str, is_due: bool) -> Option<Action> {
         (!self.memory.stopping.contains_key(&instance.id)).then(|| Action::Kill {
             id: instance.id.clone(),
             container: instance.name.clone(),
             reason,
             message: message.to_owned(),
             grace_s: course::grace_s(self.pod, None).max(MIN_STOP_S),
+            is_due,
         })
+    }
+
+    /// Whether a container that is stopped while its pod goes on is started again.
+    fn outlives_kill(&self, name: &str) -> bool {
+        let all = self.spec.init_containers.iter().flatten().chain(&self.spec.containers);
+        all.into_iter().find(|it| it.name == name).is_some_and(|it| restart::after_kill(it, self.spec))
     }
 
     /// Starts a container, unless it has to wait.

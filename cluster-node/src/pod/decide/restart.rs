@@ -4,6 +4,8 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, PodSpec};
 
+use crate::pod::model::Instance;
+
 /// What a rule makes of all containers.
 pub const RESTART_ALL: &str = "RestartAllContainers";
 
@@ -32,6 +34,11 @@ pub fn after_exit(container: &Container, pod: &PodSpec, code: i32) -> bool {
         }
     }
     by_policy(pod.restart_policy.as_deref().unwrap_or("Always"), code).unwrap_or(true)
+}
+
+/// Whether a container whose last life ended with `code` is started again: where it was stopped for that, in any case.
+pub fn again(container: &Container, pod: &PodSpec, latest: Option<&Instance>, code: i32) -> bool {
+    latest.is_some_and(|latest| latest.is_due) || after_exit(container, pod, code)
 }
 
 fn by_policy(policy: &str, code: i32) -> Option<bool> {

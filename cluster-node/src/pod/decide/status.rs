@@ -51,7 +51,7 @@ pub fn status(
         _ => None,
     };
     let previous = memory.previous.as_ref();
-    let mut phase = phase(spec, &all, finished);
+    let mut phase = phase(spec, &all, observed, finished);
     if finished && !matches!(phase, "Succeeded" | "Failed") {
         phase = "Failed";
     }
@@ -125,7 +125,7 @@ struct Counts {
     unknown: usize,
 }
 
-fn count(spec: &PodSpec, all: &containers::Statuses) -> Counts {
+fn count(spec: &PodSpec, all: &containers::Statuses, observed: &Observed) -> Counts {
     let mut counts = Counts::default();
     for container in spec.init_containers.iter().flatten() {
         let status = all.init.iter().find(|it| it.name == container.name);
@@ -146,7 +146,9 @@ fn count(spec: &PodSpec, all: &containers::Statuses) -> Counts {
         let waits = state.is_some_and(|state| state.waiting.is_some());
         match ended.or(ended_before.filter(|_| waits)) {
             Some(ended) if ended.exit_code == 0 => {}
-            Some(ended) if restart::after_exit(container, spec, ended.exit_code) => counts.pending_init += 1,
+            Some(ended) if restart::again(container, spec, observed.latest(&container.name), ended.exit_code) => {
+                counts.pending_init += 1;
+            }
             Some(_) => counts.failed_init += 1,
             None => counts.pending_init += 1,
         }
@@ -174,8 +176,8 @@ fn count(spec: &PodSpec, all: &containers::Statuses) -> Counts {
     counts
 }
 
-fn phase(spec: &PodSpec, all: &containers::Statuses, finished: bool) -> &'static str {
-    let counts = count(spec, all);
+fn phase(spec: &PodSpec, all: &containers::Statuses, observed: &Observed, finished: bool) -> &'static str {
+    let counts = count(spec, all, observed);
     let has_begun = all.regular.iter().any(|it| it.container_id.is_some());
     if counts.failed_init > 0 && !has_begun {
         return "Failed";
@@ -194,7 +196,7 @@ fn phase(spec: &PodSpec, all: &containers::Statuses, finished: bool) -> &'static
             let status = all.regular.iter().find(|it| it.name == container.name);
             let state = status.and_then(|it| it.state.as_ref());
             match state.and_then(|state| state.terminated.as_ref()) {
-                Some(ended) => restart::after_exit(container, spec, ended.exit_code),
+                Some(ended) => restart::again(container, spec, observed.latest(&container.name), ended.exit_code),
                 None => true,
             }
         };

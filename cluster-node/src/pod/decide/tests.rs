@@ -12,7 +12,7 @@ use crate::pod::{
         Action, Desired, EndCause, Ending, Exited, Facts, Instance, KillReason, Kind, Life, Memory, Observed, Problem,
         Sandbox,
     },
-    probe::View,
+    probe::{Kind as Probe, View},
     spec::hash,
 };
 
@@ -30,7 +30,8 @@ fn deleted(desired: &Desired, grace_s: i64) -> Desired {
     Desired { ending: Some(ending), ..desired.clone() }
 }
 
-/// `name:attempt:life[:code]`, where life is r(unning), x (exited), c(reated), u(nknown), X (exited before the reboot).
+/// `name:attempt:life[:code]`, where life is r(unning), x (exited), c(reated), u(nknown), X (exited before the
+/// present network), d (stopped so that it is started again).
 fn instance(desired: &Desired, text: &str) -> Instance {
     let parts: Vec<&str> = text.split(':').collect();
     let (kind, container) = crate::pod::spec::find(&desired.pod, parts[0]).unwrap();
@@ -52,7 +53,8 @@ fn instance(desired: &Desired, text: &str) -> Instance {
             _ => Life::Exited(exited),
         },
         resources: super::qos::resources(&desired.pod, &container, FACTS_MEMORY),
-        before_reboot: parts[2] == "X",
+        before_sandbox: parts[2] == "X",
+        is_due: parts[2] == "d",
     }
 }
 
@@ -63,7 +65,8 @@ fn facts() -> Facts {
 }
 
 fn observed(desired: &Desired, instances: &[&str]) -> Observed {
-    let sandbox = Sandbox { ready: true, host_network: false, addresses: vec!["10.88.0.2".parse().unwrap()] };
+    let sandbox =
+        Sandbox { id: "1".into(), ready: true, host_network: false, addresses: vec!["10.88.0.2".parse().unwrap()] };
     Observed { sandbox: Some(sandbox), instances: instances.iter().map(|it| instance(desired, it)).collect() }
 }
 
@@ -335,4 +338,71 @@ fn kinds_are_written_and_read() {
     for kind in [Kind::Init, Kind::Sidecar, Kind::Regular, Kind::Ephemeral] {
         assert_eq!(Kind::parse(kind.name()), Some(kind));
     }
+}
+
+/// Who is killed, and whether it is to be started again.
+fn kills(actions: &[Action]) -> Vec<(KillReason, bool)> {
+    let kill = |action: &Action| match action {
+        Action::Kill { reason, is_due, .. } => Some((*reason, *is_due)),
+        _ => None,
+    };
+    actions.iter().filter_map(kill).collect()
+}
+
+#[test]
+fn what_was_stopped_to_be_started_again_is_whatever_it_ended_with() {
+    #[track_caller]
+    fn check(policy: &str, life: &str, want: &str, finished: bool, phase: &str) {
+        let desired = of_policy(policy);
+        let observed = observed(&desired, &[&format!("a:0:{life}")]);
+        let memory = Memory::default();
+        assert_eq!(words(&planned(&desired, &observed, &memory, 100)), want, "{policy} {life}");
+        assert_eq!(is_finished(&desired, &observed, &memory, at(100)), finished, "{policy} {life}");
+        assert_eq!(told(&desired, &[&format!("a:0:{life}")], &memory).phase.as_deref(), Some(phase), "{policy} {life}");
+    }
+    check("OnFailure", "d:0", "start a 1", false, "Running");
+    check("OnFailure", "x:0", "", true, "Succeeded");
+    // Its image was changed: the policy says nothing about that.
+    check("Never", "d:0", "start a 1", false, "Running");
+    check("Never", "d:137", "start a 1", false, "Running");
+    check("Never", "x:137", "", true, "Failed");
+}
+
+#[test]
+fn a_kill_says_whether_another_life_follows() {
+    let image = |policy: &str| pod(json!({ "restartPolicy": policy, "containers": [{ "name": "a", "image": "new" }] }));
+    let lost = |desired: &Desired| Observed { sandbox: None, ..observed(desired, &["a:0:r"]) };
+    for (policy, follows) in [("Always", true), ("OnFailure", true), ("Never", false)] {
+        let desired = of_policy(policy);
+        let runs = observed(&desired, &["a:0:r"]);
+        let changed = planned(&image(policy), &runs, &Memory::default(), 0);
+        assert_eq!(kills(&changed), [(KillReason::Changed, true)], "{policy}");
+        for (kind, reason) in [(Probe::Liveness, KillReason::Liveness), (Probe::Startup, KillReason::Startup)] {
+            let view = View::failing("a", "a-0", kind);
+            let actions = plan(&desired, &runs, &Memory::default(), &view, &facts(), at(0));
+            assert_eq!(kills(&actions), [(reason, follows)], "{policy}");
+        }
+        let actions = planned(&desired, &lost(&desired), &Memory::default(), 0);
+        assert_eq!(kills(&actions), [(KillReason::Sandbox, follows)], "{policy}");
+        let ends = planned(&deleted(&desired, 30), &runs, &Memory::default(), 0);
+        assert_eq!(kills(&ends), [(KillReason::PodEnds, false)], "{policy}");
+    }
+}
+
+#[test]
+fn an_init_container_that_runs_is_left_to_its_end_when_its_image_changes() {
+    let new = json!({
+        "initContainers": [{ "name": "first", "image": "new" }], "containers": [{ "name": "a", "image": "i" }],
+    });
+    let runs = observed(&with_init("Always"), &["first:0:r"]);
+    assert_eq!(words(&planned(&pod(new), &runs, &Memory::default(), 0)), "");
+}
+
+#[test]
+fn a_new_network_makes_init_containers_do_their_work_again() {
+    let desired = with_init("Always");
+    let before = ["first:0:X", "side:0:X", "second:0:X", "a:0:X"];
+    assert_eq!(words(&planned(&desired, &observed(&desired, &before), &Memory::default(), 100)), "start first 1");
+    let lost = Observed { sandbox: None, ..observed(&desired, &before) };
+    assert_eq!(words(&planned(&desired, &lost, &Memory::default(), 100)), "sandbox");
 }

@@ -76,6 +76,15 @@ impl View {
         self.0.get(container).filter(|probed| probed.id == id)?.verdict(kind)
     }
 
+    /// One container, whose probe has failed.
+    #[cfg(test)]
+    pub(in crate::pod) fn failing(container: &str, id: &str, kind: Kind) -> Self {
+        let mut probed = Probed { id: id.to_owned(), ..Probed::default() };
+        probed.has[kind as usize] = true;
+        probed.verdicts[kind as usize] = Some(Verdict::Failure);
+        Self(BTreeMap::from([(container.to_owned(), probed)]))
+    }
+
     /// Notes that a container has this kind of probe.
     pub(super) fn expect(&mut self, container: &str, kind: Kind) {
         self.0.entry(container.to_owned()).or_default().has[kind as usize] = true;

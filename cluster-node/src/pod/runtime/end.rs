@@ -1,6 +1,10 @@
 //! Stopping, changing and removing containers of pods.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use container_engine::{
     container::{ContainerError, ContainerId, Inspect, ListFilter, RemoveOptions, Resources},
@@ -21,27 +25,32 @@ use crate::{
 /// What a container has at least between its signals.
 const MIN_STOP: Duration = Duration::from_secs(2);
 
+/// Why an instance is stopped.
+#[derive(Debug, Clone, Copy)]
+pub struct Why<'a> {
+    /// Of the log.
+    pub reason: KillReason,
+    /// Of the event.
+    pub message: &'a str,
+    /// It is to be started again, whatever it ends with; that is on disk before it is stopped.
+    pub is_due: bool,
+}
+
 impl Runtime {
     /// Stops an instance: its hook before the end, its signal, and SIGKILL once `grace_s` are over. One that does not run
     /// is left alone.
     ///
     /// * Cancelled, and called again with less grace: the hook is not run again.
-    pub async fn kill(
-        &self,
-        pod: &Pod,
-        id: &str,
-        container: &str,
-        reason: KillReason,
-        message: &str,
-        grace_s: i64,
-    ) -> Result<(), Problem> {
+    pub async fn kill(&self, pod: &Pod, id: &str, container: &str, why: Why<'_>, grace_s: i64) -> Result<(), Problem> {
         let parsed = parse(id)?;
         let path = Some(field_path(pod, container));
         let inspect = self.0.engine.containers().inspect(&parsed);
-        if !inspect.is_ok_and(|inspect| inspect.state.status.is_alive()) {
-            return Ok(());
+        let Some(inspect) = inspect.ok().filter(|inspect| inspect.state.status.is_alive()) else { return Ok(()) };
+        if why.is_due {
+            self.mark_due(pod, container, &inspect).await?;
         }
-        self.0.recorder.pod(pod, Type::Normal, "Killing", message.to_owned(), path.clone());
+        let reason = why.reason;
+        self.0.recorder.pod(pod, Type::Normal, "Killing", why.message.to_owned(), path.clone());
         tracing::info!(pod = %PodKey::of(pod), container, ?reason, grace_s, "a container is stopped");
         let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or(0));
         let begun = tokio::time::Instant::now();
@@ -74,6 +83,24 @@ impl Runtime {
             Err(error) if is_gone(&error) => Ok(()),
             Err(error) => Err(of_error("KillContainerError", &error)),
         }
+    }
+
+    /// Writes down that an instance is started again after its end.
+    async fn mark_due(&self, pod: &Pod, container: &str, inspect: &Inspect) -> Result<(), Problem> {
+        let mark = self.due_mark(&PodKey::of(pod), container, inspect);
+        let written = blocking(move || {
+            if let Some(dir) = mark.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+            board::durable::write(&mark, b"", 0o600)
+        });
+        written.await.map_err(|error| of_error("KillContainerError", &error))
+    }
+
+    /// Where that is written.
+    pub(super) fn due_mark(&self, pod: &PodKey, container: &str, inspect: &Inspect) -> PathBuf {
+        let attempt = inspect.spec.labels.get(label::ATTEMPT).and_then(|text| text.parse().ok()).unwrap_or(0);
+        paths::due_mark(&(self.0.surroundings)().kubelet_dir, &pod.uid, container, attempt)
     }
 
     /// Changes the limits of an instance that runs.
@@ -147,10 +174,11 @@ impl Runtime {
         let node = (self.0.surroundings)();
         let link = paths::log_link(&node.log_dir, &pod, name, &inspect.id.to_string());
         let message = paths::termination_log(&node.kubelet_dir, &pod.uid, name, attempt);
+        let due = paths::due_mark(&node.kubelet_dir, &pod.uid, name, attempt);
         let log = paths::log(&node.log_dir, &pod, name, attempt);
         let removed = blocking(move || {
             // Each for itself: another can have been quicker.
-            let _ = (std::fs::remove_file(link), std::fs::remove_file(message));
+            let _ = (std::fs::remove_file(link), std::fs::remove_file(message), std::fs::remove_file(due));
             remove_log(&log)
         });
         if let Err(error) = removed.await {

@@ -21,6 +21,15 @@ const MAX_LINES: usize = 80;
 /// Read of the log for it: each line has a time and a stream in front of it, and empty ones count.
 const LOG_PIECE: u64 = 16 << 10;
 
+/// What the pod's folder tells of an instance that has ended.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Last {
+    /// Its message.
+    pub message: String,
+    /// It was stopped so that another follows.
+    pub is_due: bool,
+}
+
 /// The message of an instance that has ended.
 pub(super) async fn read(
     kubelet_dir: &Path,
@@ -29,11 +38,15 @@ pub(super) async fn read(
     container: &str,
     attempt: u32,
     code: i32,
-) -> String {
+) -> Last {
     let file = paths::termination_log(kubelet_dir, &pod.uid, container, attempt);
     let falls_back = inspect.spec.labels.get(label::MESSAGE_POLICY).is_some_and(|it| it == "FallbackToLogsOnError");
     let log = (falls_back && code != 0).then(|| inspect.log_path.clone());
-    let read = tokio::task::spawn_blocking(move || whole(&file, log.as_deref()));
+    let due = paths::due_mark(kubelet_dir, &pod.uid, container, attempt);
+    let read = tokio::task::spawn_blocking(move || Last {
+        message: whole(&file, log.as_deref()),
+        is_due: due.symlink_metadata().is_ok(),
+    });
     read.await.unwrap_or_default()
 }
 

@@ -17,6 +17,8 @@ mod observe;
 mod sandbox;
 mod start;
 
+pub use end::Why;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
@@ -69,7 +71,7 @@ struct Inner {
     /// Below that the kernel lets this agent set no process's place in the order in which they are killed for memory.
     least_oom_score: i32,
     /// Termination messages, by instance: files are read once.
-    messages: Mutex<BTreeMap<String, String>>,
+    messages: Mutex<BTreeMap<String, message::Last>>,
     /// Instances whose `preStop` hook has begun: it runs once, also where less grace is given meanwhile.
     hooked: Mutex<BTreeSet<String>>,
     /// Registries that did not answer, and until when they are not asked for what is here.

@@ -22,13 +22,15 @@ impl Runtime {
     pub async fn observe(&self, pod: &PodKey) -> Observed {
         let containers = self.0.engine.containers();
         let filter = ListFilter { owner: Some(Owner::Pod(pod.uid.clone())), ..ListFilter::default() };
+        let sandbox = self.sandbox(pod);
+        let present = sandbox.as_ref().map(|it| it.id.as_str());
         let mut instances = Vec::new();
         for summary in containers.list(&filter) {
             // One that has gone since was removed.
             let Ok(inspect) = containers.inspect(&summary.id) else { continue };
-            instances.extend(self.instance(pod, &inspect).await);
+            instances.extend(self.instance(pod, &inspect, present).await);
         }
-        Observed { sandbox: self.sandbox(pod), instances }
+        Observed { sandbox, instances }
     }
 
     /// Pods that the engine has anything of.
@@ -57,11 +59,12 @@ impl Runtime {
         found.into_values().collect()
     }
 
-    async fn instance(&self, pod: &PodKey, inspect: &Inspect) -> Option<Instance> {
+    async fn instance(&self, pod: &PodKey, inspect: &Inspect, sandbox: Option<&str>) -> Option<Instance> {
         let labels = &inspect.spec.labels;
         let name = labels.get(label::CONTAINER_NAME)?.clone();
         let kind = labels.get(label::KIND).and_then(|text| Kind::parse(text))?;
         let attempt = labels.get(label::ATTEMPT).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut is_due = false;
         let life = match inspect.state.status {
             Status::Removing => return None,
             Status::Running | Status::Paused => Life::Running { started: time(inspect.state.started_ns) },
@@ -73,7 +76,11 @@ impl Runtime {
                 started: None,
                 finished: time(inspect.state.finished_ns.or(Some(inspect.created_ns))),
             }),
-            Status::Exited => Life::Exited(self.exited(pod, inspect, &name, attempt).await),
+            Status::Exited => {
+                let (exited, due) = self.exited(pod, inspect, &name, attempt).await;
+                is_due = due;
+                Life::Exited(exited)
+            }
         };
         let image_id = labels.get(label::IMAGE).cloned().unwrap_or_else(|| inspect.image.id.clone());
         Some(Instance {
@@ -87,11 +94,13 @@ impl Runtime {
             created: time(Some(inspect.created_ns)),
             life,
             resources: inspect.spec.resources.clone(),
-            before_reboot: labels.get(label::BOOT).is_some_and(|boot| *boot != self.0.boot),
+            before_sandbox: labels.get(label::BOOT).is_some_and(|boot| *boot != self.0.boot)
+                || labels.get(label::SANDBOX).is_some_and(|made| sandbox.is_some_and(|now| made != now)),
+            is_due,
         })
     }
 
-    async fn exited(&self, pod: &PodKey, inspect: &Inspect, name: &str, attempt: u32) -> Exited {
+    async fn exited(&self, pod: &PodKey, inspect: &Inspect, name: &str, attempt: u32) -> (Exited, bool) {
         let state = &inspect.state;
         let code = state.exit_code.unwrap_or(255);
         let started = state.started_ns.map(|ns| time(Some(ns)));
@@ -110,12 +119,14 @@ impl Runtime {
             lock(&self.0.messages).insert(id, read.clone());
             read
         };
+        let is_due = own.is_due;
+        let own = own.message;
         let message = match (&state.error, own.is_empty()) {
             (Some(error), true) => error.clone(),
             (Some(error), false) => format!("{error}: {own}"),
             (None, _) => own,
         };
-        Exited { code, reason: reason.to_owned(), message, started, finished: time(state.finished_ns) }
+        (Exited { code, reason: reason.to_owned(), message, started, finished: time(state.finished_ns) }, is_due)
     }
 }
 

@@ -25,25 +25,27 @@ use crate::{
 /// In a mark: the pod is on the host's network.
 const HOST: &str = "host";
 const OWN: &str = "own";
-/// Behind either: its containers share process ids.
+/// Behind either: its containers share process ids. The id of the network follows.
 const PIDS: &str = "+pids";
 
 impl Runtime {
     /// The network as it is; none where it was not made since the machine was started.
     pub(super) fn sandbox(&self, pod: &PodKey) -> Option<Sandbox> {
         let mark = std::fs::read_to_string(self.mark(&pod.uid)).ok()?;
-        let (network, pids) = mark.strip_suffix(PIDS).map_or((mark.as_str(), false), |network| (network, true));
+        let (kind, id) = mark.split_once(' ').unwrap_or((&mark, ""));
+        let id = id.to_owned();
+        let (network, pids) = kind.strip_suffix(PIDS).map_or((kind, false), |network| (network, true));
         let name = sandbox_id(&pod.uid);
         // Who holds the process ids can be killed, and with it all of them.
         let shares = ShareOptions { pids, ..ShareOptions::default() };
         let is_shared = self.0.engine.containers().shared(&name, shares).is_some();
         if network == HOST {
-            return Some(Sandbox { ready: is_shared, host_network: true, addresses: Vec::new() });
+            return Some(Sandbox { id, ready: is_shared, host_network: true, addresses: Vec::new() });
         }
         let attached = self.0.engine.networks().attached(&name);
         let addresses = attached.iter().flat_map(|it| &it.interfaces).flat_map(|it| &it.addresses);
         let addresses: Vec<IpAddr> = addresses.map(ipnet::IpNet::addr).collect();
-        Some(Sandbox { ready: attached.is_some() && is_shared, host_network: false, addresses })
+        Some(Sandbox { id, ready: attached.is_some() && is_shared, host_network: false, addresses })
     }
 
     fn mark(&self, uid: &str) -> PathBuf {
@@ -79,7 +81,9 @@ impl Runtime {
         let hosts = spec::hosts_file(pod, &names, &addresses, &node);
         let (file, mark) = (paths::etc_hosts(&node.kubelet_dir, &key.uid), self.mark(&key.uid));
         let network = if is_host_network(pod) { HOST } else { OWN };
-        let kind = format!("{network}{}", if share_options(pod).pids { PIDS } else { "" });
+        // Unlike that of any before it: containers carry it.
+        let id = jiff::Timestamp::now().as_nanosecond();
+        let kind = format!("{network}{} {id:x}", if share_options(pod).pids { PIDS } else { "" });
         let written = blocking(move || {
             if let Some(hosts) = hosts {
                 write(&file, &hosts)?;

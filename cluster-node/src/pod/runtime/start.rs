@@ -6,7 +6,7 @@ use container_engine::container::ContainerId;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::{
-    Runtime, blocking,
+    Runtime, Why, blocking,
     image::{Asked, Ready},
     of_error, problem,
 };
@@ -111,6 +111,7 @@ impl Runtime {
         let mut made = spec::container(&input)?;
         made.resources.oom_score_adj = made.resources.oom_score_adj.map(|score| score.max(self.0.least_oom_score));
         made.labels.insert(label::BOOT.to_owned(), self.0.boot.clone());
+        made.labels.insert(label::SANDBOX.to_owned(), self.sandbox(&key).map(|it| it.id).unwrap_or_default());
         made.labels.insert(label::IMAGE.to_owned(), image.id.clone());
         if let Some(policy) = &container.termination_message_policy {
             made.labels.insert(label::MESSAGE_POLICY.to_owned(), policy.clone());
@@ -219,7 +220,8 @@ impl Runtime {
                 self.0.recorder.pod(pod, Type::Warning, "FailedPostStartHook", message, path);
                 let grace = crate::pod::decide::grace_s(pod, None);
                 let why = "FailedPostStartHook";
-                self.kill(pod, &id, &container.name, KillReason::Hook, why, grace).await?;
+                let why = Why { reason: KillReason::Hook, message: why, is_due: false };
+                self.kill(pod, &id, &container.name, why, grace).await?;
                 Err(problem("PostStartHookError", error.to_string()))
             }
         }

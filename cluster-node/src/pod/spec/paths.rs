@@ -24,6 +24,11 @@ pub fn termination_log(kubelet_dir: &Path, uid: &str, container: &str, attempt: 
     pod_dir(kubelet_dir, uid).join("containers").join(part(container)).join(attempt.to_string())
 }
 
+/// That one life of a container was ended so that another follows.
+pub fn due_mark(kubelet_dir: &Path, uid: &str, container: &str, attempt: u32) -> PathBuf {
+    termination_log(kubelet_dir, uid, container, attempt).with_extension("due")
+}
+
 /// `LOG_DIR/pods/NAMESPACE_NAME_UID`.
 pub fn pod_logs(log_dir: &Path, pod: &PodKey) -> PathBuf {
     let fixed = pod.namespace.len() + pod.uid.len() + 2;
