@@ -52,6 +52,12 @@ impl DockerfileError {
         self
     }
 
+    /// At `lines` and nowhere else.
+    pub(crate) fn only_at(mut self, lines: Lines) -> Self {
+        self.lines = vec![lines];
+        self
+    }
+
     /// With the nearest of `options`, where one is near to `value`.
     pub(crate) fn near<'a>(
         mut self,

@@ -23,5 +23,6 @@ mod source;
 pub(crate) mod suggest;
 
 pub use error::{DockerfileError, Kind, Result};
+pub(crate) use error::{argument, expansion};
 pub use line::Pair;
 pub use source::{Lines, excerpt, quote};

@@ -312,7 +312,7 @@ fn fields(text: &str, what: &str) -> Result<Vec<String>> {
         }
         let (field, next) = rest.split_once(',').map_or((rest, None), |(field, next)| (field, Some(next)));
         if field.contains('"') {
-            return Err(wrong("bare \" in non-quoted field"));
+            return Err(wrong("bare \" in non-quoted-field"));
         }
         all.push(field.to_owned());
         match next {

@@ -72,7 +72,7 @@ fn refused() {
         ("type=secret,id=a,from=b", "secret mount should not have a from"),
         ("type=secret,id=a,sharing=locked", "secret mount should not define sharing"),
         ("type=bind,sharing=locked", "invalid cache sharing set for bind mount"),
-        ("type=\"bind\"", "failed to parse csv mounts: bare \" in non-quoted field"),
+        ("type=\"bind\"", "failed to parse csv mounts: bare \" in non-quoted-field"),
         ("\"a", "failed to parse csv mounts: extraneous or missing \" in quoted-field"),
     ] {
         assert_eq!(mount(text).unwrap_err().to_string(), expected, "{text}");

@@ -125,7 +125,7 @@ fn slow(pattern: &[char], path: &[char]) -> bool {
     match pattern {
         [] => path.is_empty(),
         ['*', '*', '/', rest @ ..] if !rest.is_empty() => slow_folders(rest, path),
-        ['*', '*', ..] if pattern.len() <= 3 => true,
+        ['*', '*'] | ['*', '*', '/'] => true,
         ['*', '*', rest @ ..] => slow_folders(rest, path),
         ['*', rest @ ..] => {
             let end = path.iter().position(|it| *it == '/').unwrap_or(path.len());
