@@ -27,6 +27,7 @@ fn main() {
     registries();
     layers();
     archives();
+    dockerfiles();
 }
 
 fn save(target: &str, name: &str, parts: &[&[u8]]) {
@@ -135,6 +136,18 @@ fn archives() {
     save("image_archive", "layout", &[format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#).as_bytes()]);
     save("image_archive", "old", &[br#"{"busybox":{"1":"0123"},"other/name":{}}"#]);
     save("image_archive", "old-layer", &[br#"{"id":"0123","parent":"4567","config":{"Cmd":["sh"]},"os":"linux"}"#]);
+}
+
+fn dockerfiles() {
+    let stages = b"# syntax=docker/dockerfile:1\nARG V=1\nFROM --platform=$BUILDPLATFORM alpine:${V#v} AS build\n# V of it\nARG V\n\
+        RUN --mount=type=cache,target=/c,sharing=locked --network=none [\"a\", \"b\"]\nRUN <<-E cat \\\n && x\n\ty\n\tE\n\
+        FROM scratch\nCOPY --from=build --chown=1:2 --parents /a/./b ${V:-c} /d/\nADD --checksum=sha256:a https://x/y.git#r:s /\n\
+        HEALTHCHECK --interval=1m30s CMD x\nONBUILD COPY <<'A' /x\n$V\nA\n";
+    save("dockerfile", "stages", &[&[0], stages]);
+    let metadata = b"# escape=`\n# check=skip=JSONArgsRecommended;error=true\nfrom a as B\nENV A b c\nLABEL \"x y\"='z' w=${A//b/c}\nEXPOSE 80-82/UDP\n\
+        VOLUME [\"/v\"]\nUSER u`\n\n:g\nWORKDIR w\nSHELL [\"s\"]\nCMD x\nENTRYPOINT y\nSTOPSIGNAL 9\nMAINTAINER m\n";
+    save("dockerfile", "metadata", &[&[0], metadata]);
+    save("dockerfile", "ignore", &[&[1], b"# x\n**/*.o\n!keep/[a-c]?.o\ndocs/**\n\nkeep/b1.o"]);
 }
 
 fn topics() {

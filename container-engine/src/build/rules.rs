@@ -60,7 +60,8 @@ pub(super) fn default_bases(file: &Dockerfile, shell: Shell, scope: &Scope, lint
 
 /// `suggestion` of a name, in brackets.
 pub(super) fn hint(name: &str, sign: &str, names: Vec<&str>) -> String {
-    suggest::nearest(name, names, true).map_or_else(String::new, |it| format!(" (did you mean {sign}{it}?)"))
+    suggest::nearest(name, names.into_iter().take(1000), true)
+        .map_or_else(String::new, |it| format!(" (did you mean {sign}{it}?)"))
 }
 
 pub(super) fn undeclared(

@@ -16,6 +16,9 @@ use super::source::quote;
 
 use Takes::{Bool, Value, Values};
 
+/// Most stages.
+pub const MAX_STAGES: usize = 1000;
+
 /// A stage begins, or a step.
 enum Parts {
     Stage(Stage),
@@ -36,7 +39,12 @@ pub fn instructions(parsed: Parsed, lint: &Linter, warnings: &mut Warnings) -> R
         let place = node.lines;
         let one = instruction(node, &lint, warnings)
             .map_err(|it| it.at(place).prefixed(format_args!("dockerfile parse error on line {first}")))?;
+        let full = file.stages.len() >= MAX_STAGES;
         match (one, file.stages.last_mut()) {
+            (Parts::Stage(stage), _) if full => {
+                let what = format!("the Dockerfile has more than {MAX_STAGES} stages");
+                return Err(DockerfileError::new(Kind::TooLarge, what).at(stage.lines));
+            }
             (Parts::Stage(stage), _) => file.stages.push(stage),
             (Parts::Step(step), Some(stage)) => stage.steps.push(step),
             (Parts::Step(step), None) if matches!(step.instruction, Instruction::Arg(_)) => file.global.push(step),

@@ -166,9 +166,12 @@ fn refused() {
         assert_eq!(error.to_string(), format!("dockerfile parse error on line 2: {expected}"), "{text}");
         assert_eq!(error.lines().first().map(|it| it.first), Some(2));
     }
-    for (text, expected) in
-        [("RUN a", "no build stage in current context"), ("ARG a", "dockerfile contains no stages to build")]
-    {
+    let stages = "FROM a\n".repeat(MAX_STAGES + 1);
+    for (text, expected) in [
+        (&*stages, "the Dockerfile has more than 1000 stages"),
+        ("RUN a", "no build stage in current context"),
+        ("ARG a", "dockerfile contains no stages to build"),
+    ] {
         assert_eq!(dockerfile(text).unwrap_err().to_string(), expected);
     }
 }

@@ -30,10 +30,10 @@ pub fn nearest<'a>(value: &str, options: impl IntoIterator<Item = &'a str>, exac
     Some(if shout { best.to_uppercase() } else { best })
 }
 
-/// Levenshtein's distance in characters; words longer than 256 are far from everything.
+/// Levenshtein's distance in characters; what is longer than 256, or of quite another length, is far.
 fn edits(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(257).collect(), b.chars().take(257).collect());
-    if a.len() > 256 || b.len() > 256 {
+    if a.len() > 256 || b.len() > 256 || a.len().abs_diff(b.len()) >= NEAR {
         return usize::MAX;
     }
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -17,7 +17,7 @@ use super::dockerfile::shell::{Shell, Variables as _};
 use super::dockerfile::{DockerfileError, Kind, Lines, Result, expansion};
 use super::graph::{Base, Bases, Graph, Node};
 use super::rules;
-use crate::image::{History, ImageConfig};
+use crate::image::{History, ImageConfig, RunConfig};
 use crate::platform::Platform;
 
 pub use files::{Copies, From, Inline, Mode};
@@ -116,6 +116,7 @@ impl Graph {
         for index in (0..self.stages.len()).filter(|it| reachable[*it]) {
             let mut planner = Planner::new(self, index, bases, &places, &stages, &inherited, created.clone(), found);
             planner.spent = spent;
+            planner.spend(planner.weight()).map_err(|it| it.at(self.stages[index].from.lines))?;
             planner.check_base(bases);
             for node in &self.stages[index].steps {
                 planner.step(node).map_err(|it| it.at(node.step.lines))?;
@@ -316,10 +317,21 @@ impl<'a> Planner<'a> {
         (planned, Inherited { env: self.env, args: self.args, workdir_set: self.workdir_set })
     }
 
+    /// What it took over from its base, bytes: each stage has a copy.
+    fn weight(&self) -> usize {
+        let RunConfig { env, labels, on_build, exposed_ports, volumes, .. } = &self.config.config;
+        let words = env.iter().chain(on_build).chain(exposed_ports.keys()).chain(volumes.keys());
+        let words = words.chain(labels.iter().flat_map(|it| [it.0, it.1])).map(|it| it.len() + 48);
+        let history = self.config.history.iter().map(|it| it.created_by.len() + 144);
+        let variables = self.env.pairs().map(|it| it.0.len() + it.1.len() + 64);
+        let args = self.asks.args.values().map(|it| it.value.len() + it.definition.description.len() + 256);
+        words.chain(history).chain(variables).chain(args).sum()
+    }
+
     fn spend(&mut self, bytes: usize) -> Result<()> {
         self.spent = self.spent.saturating_add(bytes);
         if self.spent > MAX_EXPANDED {
-            let what = format!("what the variables of this file expand to is longer than {MAX_EXPANDED} bytes");
+            let what = format!("what this file expands to is larger than {MAX_EXPANDED} bytes");
             return Err(DockerfileError::new(Kind::TooLarge, what));
         }
         Ok(())

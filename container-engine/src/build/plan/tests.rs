@@ -376,7 +376,13 @@ fn bounded() {
     let mut text = "FROM a\nENV A=xxxxxxxxxxxxxxxx\n".to_owned();
     text += &"ENV A=$A$A\n".repeat(15);
     text += &"LABEL a=$A\n".repeat(1000);
-    assert!(plan(&text).unwrap_err().to_string().starts_with("what the variables of this file expand to is longer"));
+    assert!(plan(&text).unwrap_err().to_string().starts_with("what this file expands to is larger"));
+    // Each stage has a copy of what its base has.
+    let mut text = "FROM a AS s0\n".to_owned();
+    for at in 1..900 {
+        text += &format!("FROM s{} AS s{at}\n{}", at - 1, "ENV a=b\n".repeat(20));
+    }
+    assert!(plan(&text).unwrap_err().to_string().starts_with("what this file expands to is larger"));
     let ports = format!("FROM a\nEXPOSE {}", "1-65535 ".repeat(4));
     assert_eq!(plan(&ports).unwrap_err().to_string(), "the image would have more than 10000 ports");
 }

@@ -1,6 +1,7 @@
 //! `edge-agent image …`, with Docker's flags and habits.
 
 mod archive;
+mod build;
 mod list;
 mod login;
 mod progress;
@@ -38,6 +39,11 @@ enum Command {
     /// Send an image to a registry; what is there already is not sent
     #[command(after_help = "Example:\n  edge-agent image push registry.example.org/team/tool:1.2")]
     Push(transfer::Push),
+    /// Look at a Dockerfile without building it: its mistakes, its arguments, its stages
+    #[command(after_help = "Examples:
+  edge-agent image build --check .
+  edge-agent image build --call=outline --target build -f docker/Dockerfile .")]
+    Build(build::Build),
     /// Give an image a further name
     #[command(after_help = "Example:\n  edge-agent image tag alpine registry.example.org/team/alpine:3.20")]
     Tag {
@@ -92,12 +98,16 @@ impl Image {
         if let Command::Logout(it) = self.command {
             return it.run().await;
         }
+        if let Command::Build(it) = self.command {
+            return it.run(json).await;
+        }
         let owner = self.owner;
         Connection::within(config, async |engine| {
             let to = Output { engine, owner: owner.clone(), json };
             match self.command {
                 Command::Pull(it) => it.run(&to).await,
                 Command::Push(it) => it.run(&to).await,
+                Command::Build(it) => it.run(json).await,
                 Command::Tag { image, name } => list::tag(&to, &image, &name).await,
                 Command::Ls(it) => it.run(&to).await,
                 Command::Rm(it) => it.run(&to).await,
