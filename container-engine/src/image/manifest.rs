@@ -166,6 +166,9 @@ pub struct RunConfig {
     /// The command.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
     pub cmd: Vec<String>,
+    /// What BuildKit writes beside every command.
+    #[serde(skip_serializing_if = "std::ops::Not::not", deserialize_with = "or_default")]
+    pub args_escaped: bool,
     /// Paths that get a volume.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_default")]
     pub volumes: BTreeMap<String, serde_json::Value>,

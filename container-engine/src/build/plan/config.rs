@@ -185,6 +185,7 @@ impl<'a> Planner<'a> {
         let arguments = self.command(line, step);
         self.remember(format!("CMD {}", quoted(&arguments)), false)?;
         self.config.config.cmd = arguments;
+        self.config.config.args_escaped = true;
         Ok(())
     }
 

@@ -54,7 +54,7 @@ fn configuration() {
     assert_eq!(config.exposed_ports.keys().collect::<Vec<_>>(), ["80/udp", "90/tcp"]);
     assert_eq!(config.volumes.keys().collect::<Vec<_>>(), ["/v", "[x]"]);
     assert_eq!((config.working_dir.as_str(), config.stop_signal.as_str()), ("/w/s", "SIGTERM"));
-    assert_eq!(config.cmd, ["bash", "-c", "run it"]);
+    assert_eq!((config.cmd.join("|"), config.args_escaped), ("bash|-c|run it".into(), true));
     assert_eq!((config.entrypoint.join("|"), config.on_build.join("|")), ("e|f g".into(), "RUN later".into()));
     let health = serde_json::json!({"Test": ["CMD-SHELL", "ok"], "Interval": 60_000_000_000i64, "Retries": 3});
     assert_eq!(config.healthcheck, Some(health));
