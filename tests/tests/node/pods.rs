@@ -2,7 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::cluster::{Board, Cluster, condition, on_a_cluster};
+use tests::{
+    ControlPlane,
+    cluster::{Board, Cluster, condition, on_a_cluster},
+};
 
 use super::{SOON, container, phase, pod, printed, ready};
 
@@ -115,6 +118,24 @@ fn probes(cluster: &Cluster) -> Result<()> {
     let events = core.k(&["get", "events", "--field-selector=involvedObject.name=probed"])?;
     ensure!(events.contains("Liveness probe failed: HTTP probe failed with statuscode: 404"), "{events}");
     ensure!(events.contains("Container main failed liveness probe, will be restarted"), "{events}");
+    killed_with_zero(core, image)
+}
+
+/// One that ends with 0 because its probe failed runs again under `OnFailure`, and the API server is never told of an end
+/// that it would not take back.
+fn killed_with_zero(core: &ControlPlane, image: &str) -> Result<()> {
+    let script = "touch /fine; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let own = "livenessProbe: {exec: {command: [cat, /fine]}, periodSeconds: 1, failureThreshold: 3}";
+    core.apply(&pod(image, "killed-with-zero", script, "restartPolicy: OnFailure,", own))?;
+    ready(core, "killed-with-zero")?;
+    core.k(&["exec", "killed-with-zero", "--", "rm", "/fine"])?;
+    let again = core.wait_for(&["pod", "killed-with-zero"], SOON, |pod| {
+        let main = container(pod, "main");
+        main["restartCount"].as_u64() >= Some(1) && main["state"]["running"].is_object()
+    })?;
+    let last = &container(&again, "main")["lastState"]["terminated"];
+    ensure!(last["exitCode"] == 0 && again["status"]["phase"] == "Running", "{:#}", again["status"]);
+    core.k(&["delete", "pod", "killed-with-zero"])?;
     Ok(())
 }
 

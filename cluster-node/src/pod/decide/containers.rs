@@ -182,11 +182,13 @@ impl Scene<'_> {
         ContainerState { waiting: Some(waiting), ..ContainerState::default() }
     }
 
-    /// One that ended and is to be started again, but not yet, and for a reason.
+    /// One that ended and is to be started again, but not yet: for a reason, or though its policy alone would leave it
+    /// ended. The API server takes no such end back (`ValidateContainerStateTransition`), so it must never hear of it.
     fn waiting_again(&self, container: &Container, kind: Kind, exited: &Exited) -> Option<ContainerState> {
         let latest = self.observed.latest(&container.name);
-        let again = kind == Kind::Sidecar || restart::again(container, self.spec, latest, exited.code);
-        let is_told = self.memory.problems.contains_key(&container.name);
+        let by_policy = kind == Kind::Sidecar || restart::after_exit(container, self.spec, exited.code);
+        let again = by_policy || restart::is_followed(latest);
+        let is_told = !by_policy || self.memory.problems.contains_key(&container.name);
         (again && is_told && !self.finished && kind != Kind::Ephemeral).then(|| self.waiting(container))
     }
 

@@ -4,7 +4,7 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, PodSpec};
 
-use crate::pod::model::Instance;
+use crate::pod::model::{Instance, Life};
 
 /// What a rule makes of all containers.
 pub const RESTART_ALL: &str = "RestartAllContainers";
@@ -38,7 +38,12 @@ pub fn after_exit(container: &Container, pod: &PodSpec, code: i32) -> bool {
 
 /// Whether a container whose last life ended with `code` is started again: where it was stopped for that, in any case.
 pub fn again(container: &Container, pod: &PodSpec, latest: Option<&Instance>, code: i32) -> bool {
-    latest.is_some_and(|latest| latest.is_due) || after_exit(container, pod, code)
+    is_followed(latest) || after_exit(container, pod, code)
+}
+
+/// Whether another life comes whatever the policy says: the last one was stopped for that, or the next is made already.
+pub fn is_followed(latest: Option<&Instance>) -> bool {
+    latest.is_some_and(|latest| latest.is_due || latest.life == Life::Created)
 }
 
 fn by_policy(policy: &str, code: i32) -> Option<bool> {

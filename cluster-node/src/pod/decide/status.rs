@@ -145,7 +145,7 @@ fn count(spec: &PodSpec, all: &containers::Statuses, observed: &Observed) -> Cou
         let ended_before = status.and_then(|it| it.last_state.as_ref()).and_then(|it| it.terminated.as_ref());
         let waits = state.is_some_and(|state| state.waiting.is_some());
         match ended.or(ended_before.filter(|_| waits)) {
-            Some(ended) if ended.exit_code == 0 => {}
+            Some(ended) if ended.exit_code == 0 && !restart::is_followed(observed.latest(&container.name)) => {}
             Some(ended) if restart::again(container, spec, observed.latest(&container.name), ended.exit_code) => {
                 counts.pending_init += 1;
             }

@@ -369,6 +369,31 @@ fn what_was_stopped_to_be_started_again_is_whatever_it_ended_with() {
 }
 
 #[test]
+fn an_end_that_the_policy_would_keep_is_not_told_before_the_next_life() {
+    #[track_caller]
+    fn check(desired: &Desired, lives: &[&str], want: &str) {
+        let status = told(desired, lives, &Memory::default());
+        let container = &status.container_statuses.as_ref().unwrap()[0];
+        let state = container.state.as_ref().unwrap();
+        let got = if state.waiting.is_some() { "waiting" } else { "terminated" };
+        assert_eq!(got, want, "{lives:?}");
+        let last = container.last_state.as_ref().and_then(|it| it.terminated.as_ref());
+        assert_eq!(last.is_some(), want == "waiting", "{lives:?}");
+        let phase = if want == "waiting" || lives == ["a:0:d:1"] { "Running" } else { "Succeeded" };
+        assert_eq!(status.phase.as_deref(), Some(phase), "{lives:?}");
+    }
+    check(&of_policy("OnFailure"), &["a:0:d:0"], "waiting");
+    check(&of_policy("OnFailure"), &["a:0:d:0", "a:1:c"], "waiting");
+    check(&of_policy("Never"), &["a:0:d:137"], "waiting");
+    check(&of_policy("Never"), &["a:0:d:137", "a:1:c"], "waiting");
+    check(&of_policy("OnFailure"), &["a:0:d:1"], "terminated");
+    check(&of_policy("OnFailure"), &["a:0:x:0"], "terminated");
+    check(&deleted(&of_policy("OnFailure"), 30), &["a:0:d:0"], "terminated");
+    let init = with_init("OnFailure");
+    assert_eq!(told(&init, &["first:0:d:0"], &Memory::default()).phase.as_deref(), Some("Pending"));
+}
+
+#[test]
 fn a_kill_says_whether_another_life_follows() {
     let image = |policy: &str| pod(json!({ "restartPolicy": policy, "containers": [{ "name": "a", "image": "new" }] }));
     let lost = |desired: &Desired| Observed { sandbox: None, ..observed(desired, &["a:0:r"]) };
